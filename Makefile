@@ -1,0 +1,49 @@
+# make repro: set up and run the default study.  make test: set up and pass the tests.
+# Needs Python 3.11 (or 3.12), git and make.
+.DEFAULT_GOAL := help
+.PHONY: help setup data repro test lab smoke clean
+
+VENV := $(CURDIR)/.venv
+READY := .venv/.ready
+export PATH := $(VENV)/bin:$(PATH)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment in .venv with pinned versions
+
+$(READY): requirements.txt pyproject.toml
+	@python=; for p in $(PYTHON) python3.11 python3 python; do \
+	  if "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	  then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: Python 3.11 or 3.12 is needed and was not found; install it, or give its path: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; fi; \
+	"$$python" -m venv .venv || { \
+	  echo "error: $$python cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3.11-venv)" >&2; \
+	  exit 1; }
+	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps -r requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+data: $(READY) # the photos, from the store inside the repository
+	@[ -e data ] || dvc pull -q data.dvc
+
+repro: data ## run the default study (whatever is not up to date)
+	dvc repro
+	@dvc status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
+
+test: data ## lint, unit tests, and the whole pipeline on the smoke profile
+	ruff check .
+	ruff format --check .
+	python -m pytest
+
+lab: data ## open JupyterLab on the notebooks
+	jupyter lab notebooks
+
+smoke: data ## run the smoke profile in place (about 2 minutes)
+	dvc repro profiles/smoke/dvc.yaml
+
+clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
+	rm -rf build artifacts executed .run .pytest_cache .ruff_cache
+	rm -rf profiles/*/build profiles/*/artifacts profiles/*/executed profiles/*/.run

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bjontegaard deltas with a stated rule for the curves that have none.
+
+BD-rate is the mean relative difference of rate at equal quality, BD-quality the mean difference of quality
+at equal rate (Bjontegaard, VCEG-M33, 2001). The interpolation is PCHIP over log10(rate), as in the JVET
+sheets, by the package ``bjontegaard`` (Herglotz et al., IEEE TIP 2024). That package gives wrong or no
+numbers for curves that turn back, tie or do not meet, and such curves are normal here: a codec that spends
+bits on the noise of its input loses quality against the clean original as its rate grows.
+
+The rule, applied by :func:`bd`:
+
+1. Points are sorted by rate. Rates are positive, rates and qualities finite; each curve has at least
+   ``MIN_POINTS`` points. Points of the same rate are averaged.
+2. Quality is compared on a scale where larger is better: the metric's transform (-10 log10(1 - s) for the
+   SSIM family, which saturates; none otherwise), then negated if the metric is lower-is-better.
+3. Ties. A step that does not rise and falls by at most ``TIE_TOLERANCE`` of the curve's own quality range is
+   noise of the measurement: its points are merged (mean quality, mean log-rate) and this is noted. A group
+   of merged points never spans more than the tolerance.
+4. BD-rate exists if, after that, both curves rise strictly with at least ``MIN_POINTS`` points, and the
+   qualities that they share are at least ``MIN_OVERLAP`` of the shorter curve's range. With five points a
+   quarter of the range is about one step between measurements; on less, one interpolated end would decide.
+   Otherwise it is null and `reason` says why; no envelope, extrapolation or clipping replaces it.
+5. BD-quality exists for every shape of curve, over the log-rates that both cover. Positive: the test is
+   better, for every metric. Its unit is that of the compared scale (dB for the SSIM family).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from llicm.benchmark.metrics import metric_info
+from llicm.benchmark.records import mean_curves
+from llicm.errors import UserError
+
+__all__ = ["BD", "MIN_OVERLAP", "MIN_POINTS", "TIE_TOLERANCE", "Headline", "bd", "bd_table", "headline"]
+
+MIN_POINTS = 4
+TIE_TOLERANCE = 0.005
+MIN_OVERLAP = 0.25
+# A rise this small, as a share of the range, is rounding and would make the inverse curve vertical.
+ROUNDING = 1e-9
+SSIM_FAMILY = ("ssim", "ms_ssim", "ssimc", "cw_ssim")
+
+
+def to_db(score: np.ndarray) -> np.ndarray:
+    """-10 log10(1 - s): spreads a score that saturates at 1."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -10 * np.log10(1 - np.asarray(score, dtype=float))
+
+
+@dataclass(frozen=True)
+class BD:
+    """The comparison of a test curve with an anchor curve.
+
+    Attributes:
+        rate: BD-rate in percent, negative if the test needs less; None if undefined.
+        quality: BD-quality on the compared scale, positive if the test is better; None if undefined.
+        reason: why `rate` is None. quality_reason: why `quality` is None.
+        better: "test" or "anchor" if every point of that curve beats every point of the other.
+        overlap: shared qualities as a share of the shorter curve's range, 0 to 1 (NaN if not computed).
+        rate_overlap: the same for log-rates.
+        anchor_monotone, test_monotone: whether quality rises strictly with rate, near ties merged.
+        anchor_points, test_points: number of points that BD-rate uses, near ties merged.
+        quality_interval: the shared qualities as values of the metric, (lower, upper); None without any.
+        rate_interval: the shared rates; None without any.
+        note: what was merged, "" if nothing.
+    """
+
+    rate: float | None
+    quality: float | None
+    reason: str | None
+    quality_reason: str | None
+    better: str | None
+    overlap: float
+    rate_overlap: float
+    anchor_monotone: bool
+    test_monotone: bool
+    anchor_points: int
+    test_points: int
+    quality_interval: tuple[float, float] | None
+    rate_interval: tuple[float, float] | None
+    note: str
+
+
+@dataclass
+class _Curve:
+    """One curve under the rule: the metric's values, and log-rate and compared quality with ties of rate merged."""
+
+    name: str
+    values: np.ndarray
+    log_rate: np.ndarray
+    quality: np.ndarray
+    fault: str | None
+    notes: list[str]
+
+    def __post_init__(self):
+        self.merged_rate, self.merged, merges = _merge_ties(self.log_rate, self.quality)
+        if merges:
+            self.notes.append(f"{merges} near-tied points of {self.name} merged")
+        self.falls = np.flatnonzero(np.diff(self.merged) <= 0)
+
+    @property
+    def monotone(self) -> bool:
+        return not self.fault and len(self.falls) == 0
+
+
+def bd(
+    rate_a: Sequence[float],
+    quality_a: Sequence[float],
+    rate_t: Sequence[float],
+    quality_t: Sequence[float],
+    lower_better: bool = False,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    names: tuple[str, str] = ("anchor", "test"),
+    unit: str = "",
+    method: str = "pchip",
+) -> BD:
+    """Compare two rate-quality curves by the rule of this module.
+
+    Args:
+        rate_a, quality_a: the anchor's points in any order: rates (bpp; any unit, the same for both) and
+            values of the metric.
+        rate_t, quality_t: the test's points; their number may differ.
+        lower_better: True if smaller values are better.
+        transform: increasing function of the values, applied before the comparison, e.g. :func:`to_db`.
+        names: how reasons call anchor and test. unit: of the values, for reasons.
+        method: interpolation: "pchip" or "akima".
+
+    Returns:
+        :class:`BD`; undefined numbers are None with a reason.
+
+    Raises:
+        ValueError: rates and qualities of a curve differ in number.
+    """
+    sign = -1.0 if lower_better else 1.0
+
+    def scale(values: np.ndarray) -> np.ndarray:
+        return sign * (values if transform is None else transform(values))
+
+    anchor = _curve(names[0], rate_a, quality_a, scale)
+    test = _curve(names[1], rate_t, quality_t, scale)
+    fault = anchor.fault or test.fault
+    if fault:
+        return BD(
+            None, None, fault, fault, None, np.nan, np.nan, anchor.monotone, test.monotone,
+            len(anchor.merged), len(test.merged), None, None, "",
+        )  # fmt: skip
+
+    overlap, interval = _overlap(anchor.quality, test.quality)
+    rate_overlap, rate_interval = _overlap(anchor.log_rate, test.log_rate)
+    better = None
+    if test.quality.min() > anchor.quality.max():
+        better = "test"
+    elif anchor.quality.min() > test.quality.max():
+        better = "anchor"
+    reason = _rate_reason(anchor, test, overlap, better, unit)
+
+    from bjontegaard import bd_psnr, bd_rate
+
+    options = {"method": method, "require_matching_points": False, "min_overlap": 0}
+    rate = quality = quality_reason = None
+    if reason is None:
+        rate = float(bd_rate(10**anchor.merged_rate, anchor.merged, 10**test.merged_rate, test.merged, **options))
+        if not np.isfinite(rate):
+            rate, reason = None, "the interpolation gives no finite number"
+    if rate_interval is None:
+        ranges = ", ".join(_range(curve.name, 10**curve.log_rate, "") for curve in (test, anchor))
+        quality_reason = f"no common rate: {ranges}"
+    else:
+        quality = float(bd_psnr(10**anchor.log_rate, anchor.quality, 10**test.log_rate, test.quality, **options))
+    return BD(
+        rate=rate,
+        quality=quality,
+        reason=reason,
+        quality_reason=quality_reason,
+        better=better,
+        overlap=overlap,
+        rate_overlap=rate_overlap,
+        anchor_monotone=anchor.monotone,
+        test_monotone=test.monotone,
+        anchor_points=len(anchor.merged),
+        test_points=len(test.merged),
+        quality_interval=None if interval is None else _as_values(interval, anchor, test, scale),
+        rate_interval=None if rate_interval is None else tuple(float(10**r) for r in rate_interval),
+        note="; ".join(anchor.notes + test.notes),
+    )
+
+
+def _curve(name: str, rates: Sequence[float], values: Sequence[float], scale: Callable) -> _Curve:
+    rates, values = np.asarray(rates, dtype=float), np.asarray(values, dtype=float)
+    if rates.shape != values.shape or rates.ndim != 1:
+        raise ValueError(f"{name}: {rates.shape} rates and {values.shape} qualities")
+    order = np.lexsort((values, rates))
+    rates, quality = rates[order], scale(values[order])
+    fault, notes = None, []
+    if len(rates) < MIN_POINTS:
+        fault = f"{name} has {len(rates)} points, {MIN_POINTS} are needed"
+    elif not (np.isfinite(rates) & (rates > 0)).all():
+        fault = f"{name} has a rate that is not a positive number"
+    elif not np.isfinite(quality).all():
+        fault = f"quality of {name} is not finite at point {int(np.argmin(np.isfinite(quality))) + 1}"
+    if fault:
+        empty = np.array([])
+        return _Curve(name, values, empty, empty, fault, notes)
+    log_rate = np.log10(rates)
+    # Equal rates: no order and no step, so one point.
+    group = np.concatenate([[0], np.cumsum(np.diff(log_rate) > ROUNDING)])
+    counts = np.bincount(group)
+    if len(counts) < len(rates):
+        notes.append(f"{len(rates) - len(counts) + 1} points of {name} with equal rates averaged")
+        log_rate, quality = (np.bincount(group, weights=v) / counts for v in (log_rate, quality))
+        if len(counts) < MIN_POINTS:
+            fault = f"{name} has {len(counts)} different rates, {MIN_POINTS} are needed"
+    return _Curve(name, values, log_rate, quality, fault, notes)
+
+
+def _merge_ties(log_rate: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pool adjacent points that tie or fall by no more than the tolerance; the number of points pooled."""
+    if not len(quality):
+        return log_rate, quality, 0
+    span = np.ptp(quality)
+    groups: list[list[int]] = []
+    for i in range(len(quality)):
+        groups.append([i])
+        while len(groups) > 1:
+            before, last = (quality[g] for g in groups[-2:])
+            joined = quality[groups[-2] + groups[-1]]
+            if last.mean() - before.mean() > ROUNDING * span or np.ptp(joined) > TIE_TOLERANCE * span:
+                break
+            groups[-2:] = [groups[-2] + groups[-1]]
+    pooled = sum(len(g) for g in groups if len(g) > 1)
+    return (
+        np.array([log_rate[g].mean() for g in groups]),
+        np.array([quality[g].mean() for g in groups]),
+        pooled,
+    )
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float, float] | None]:
+    """Common interval as a share of the shorter one, and the interval (None if it has no length)."""
+    low, high = max(a.min(), b.min()), min(a.max(), b.max())
+    shorter = min(np.ptp(a), np.ptp(b))
+    if high <= low or shorter <= 0:
+        return 0.0, None
+    return float((high - low) / shorter), (float(low), float(high))
+
+
+def _rate_reason(anchor: _Curve, test: _Curve, overlap: float, better: str | None, unit: str) -> str | None:
+    """Why there is no BD-rate, in words; None if there is one."""
+    winner = {"test": test.name, "anchor": anchor.name, None: None}[better]
+    verdict = f", {winner} is better at every rate measured" if winner else ""
+    falling = [
+        f"quality falls with rate at points {_runs(curve)} of {curve.name}"
+        for curve in (anchor, test)
+        if len(curve.falls)
+    ]
+    if falling:
+        return " and ".join(falling) + verdict
+    for curve in (anchor, test):
+        if len(curve.merged) < MIN_POINTS:
+            return (
+                f"{curve.name} has {len(curve.merged)} points after near ties are merged, "
+                f"{MIN_POINTS} are needed{verdict}"
+            )
+    if overlap < MIN_OVERLAP:
+        found = "no common quality" if overlap == 0 else f"only {overlap:.0%} of the shorter curve is common"
+        ranges = ", ".join(_range(curve.name, curve.values, unit) for curve in (test, anchor))
+        return f"{found}: {ranges}{verdict}"
+    return None
+
+
+def _runs(curve: _Curve) -> str:
+    """Falling stretches as ranges of point numbers, counted from 1 in order of rate: "3-4 and 6-8"."""
+    falls = set(np.flatnonzero(np.diff(curve.quality) <= 0))
+    starts = sorted(i for i in falls if i - 1 not in falls)
+    stretches = []
+    for start in starts:
+        end = start + 1
+        while end in falls:
+            end += 1
+        stretches.append((curve.quality[start] - curve.quality[end], f"{start + 1}-{end + 1}"))
+    # Falls within the tolerance are no reason, unless several of them add up to one.
+    tolerated = TIE_TOLERANCE * np.ptp(curve.quality)
+    named = [text for fall, text in stretches if fall > tolerated] or [text for _, text in stretches]
+    return " and ".join(named)
+
+
+def _range(name: str, values: np.ndarray, unit: str) -> str:
+    low, high = float(np.min(values)), float(np.max(values))
+    # Enough digits to tell the ends of the range apart.
+    digits = int(np.clip(1 - np.floor(np.log10(max(high - low, 1e-6))), 1, 6))
+    return f"{name} {low:.{digits}f}-{high:.{digits}f}{' ' + unit if unit else ''}"
+
+
+def _as_values(interval: tuple[float, float], anchor: _Curve, test: _Curve, scale: Callable) -> tuple[float, float]:
+    """Ends of an interval of compared quality as values of the metric; each end is a measured point."""
+    points = np.concatenate([anchor.values, test.values])
+    compared = scale(points)
+    ends = [float(points[np.argmin(np.abs(compared - end))]) for end in interval]
+    return min(ends), max(ends)
+
+
+def bd_table(
+    records: pd.DataFrame,
+    metrics: Sequence[str],
+    tests: Sequence[str],
+    anchors: Sequence[str],
+    tasks: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Compare methods: one row per (test, anchor, task, metric), in the given order.
+
+    Each curve is the mean over the test images per level (:func:`llicm.benchmark.records.mean_curves`); test
+    and anchor must have been measured on the same images. A method is not compared with itself.
+
+    Args:
+        records: as read by ``read_records``.
+        metrics, tests, anchors: names. tasks: names; all tasks of the records by default.
+
+    Returns:
+        The columns test, anchor, task, metric; the fields of :class:`BD` as bd_rate (percent), bd_quality,
+        reason, quality_reason, better ("" where there is none), overlap, rate_overlap, anchor_monotone,
+        test_monotone, anchor_points, test_points, quality_low, quality_high, rate_low, rate_high, note;
+        and images, their number. Undefined numbers are NaN.
+
+    Raises:
+        UserError: a method was not measured on a task, or two methods were measured on different images.
+    """
+    tasks = sorted(records["task"].unique()) if tasks is None else list(tasks)
+    rows = []
+    for metric in metrics:
+        info = metric_info(metric)
+        curves = mean_curves(records, metric)
+        for method in [*tests, *anchors]:
+            for task in tasks:
+                if (method, task) not in curves:
+                    raise UserError(f"The records hold no {metric} of {method} on {task}: evaluate it first.")
+        for test in tests:
+            for anchor in anchors:
+                for task in tasks if test != anchor else ():
+                    t, a = curves[test, task], curves[anchor, task]
+                    if t.images != a.images:
+                        raise UserError(
+                            f"{test} and {anchor} were measured on different images of {task}: "
+                            "evaluate both on the same."
+                        )
+                    found = bd(
+                        a.bpp,
+                        a.value,
+                        t.bpp,
+                        t.value,
+                        lower_better=info.lower_better,
+                        transform=to_db if metric in SSIM_FAMILY else None,
+                        names=(anchor, test),
+                        unit=info.unit,
+                    )
+                    rows.append(_row(test, anchor, task, metric, found, len(t.images)))
+    return pd.DataFrame(rows)
+
+
+def _row(test: str, anchor: str, task: str, metric: str, found: BD, images: int) -> dict:
+    quality_low, quality_high = found.quality_interval or (np.nan, np.nan)
+    rate_low, rate_high = found.rate_interval or (np.nan, np.nan)
+    return {
+        "test": test,
+        "anchor": anchor,
+        "task": task,
+        "metric": metric,
+        "bd_rate": np.nan if found.rate is None else found.rate,
+        "bd_quality": np.nan if found.quality is None else found.quality,
+        "reason": found.reason or "",
+        "quality_reason": found.quality_reason or "",
+        "better": found.better or "",
+        "overlap": found.overlap,
+        "rate_overlap": found.rate_overlap,
+        "anchor_monotone": found.anchor_monotone,
+        "test_monotone": found.test_monotone,
+        "anchor_points": found.anchor_points,
+        "test_points": found.test_points,
+        "quality_low": quality_low,
+        "quality_high": quality_high,
+        "rate_low": rate_low,
+        "rate_high": rate_high,
+        "note": found.note,
+        "images": images,
+    }
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Mean over tasks of one comparison, over the tasks where it is defined.
+
+    Attributes:
+        bd_rate: arithmetic mean of the tasks' BD-rates in percent (as in the JVET sheets); None if none is
+            defined. bd_rate_log: the mean of the log-rate differences instead, in percent.
+        defined: number of tasks with a BD-rate. tasks: number of tasks compared.
+        undefined: (task, reason) of the others.
+        better: tasks among the undefined where the test is better at every rate measured; worse: likewise.
+        bd_quality: mean of the tasks' BD-quality; None if none is defined. quality_defined: their number.
+    """
+
+    test: str
+    anchor: str
+    metric: str
+    bd_rate: float | None
+    bd_rate_log: float | None
+    defined: int
+    tasks: int
+    undefined: tuple[tuple[str, str], ...]
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+    bd_quality: float | None
+    quality_defined: int
+
+    def __str__(self) -> str:
+        rate = "undefined" if self.bd_rate is None else f"{self.bd_rate:+.2f}%"
+        return (
+            f"{self.test} against {self.anchor}, {self.metric}: mean BD-rate {rate} over "
+            f"{self.defined} of {self.tasks} tasks"
+        )
+
+
+def headline(bd_table: pd.DataFrame, test: str, anchor: str, metric: str) -> Headline:
+    """Average one comparison over tasks. A mean over part of the tasks must be quoted with `defined`.
+
+    Args:
+        bd_table: made by :func:`bd_table`. test, anchor, metric: names.
+
+    Raises:
+        UserError: the table does not hold the comparison.
+    """
+    chosen = (bd_table["test"] == test) & (bd_table["anchor"] == anchor) & (bd_table["metric"] == metric)
+    rows = bd_table[chosen]
+    if not len(rows):
+        raise UserError(f"The BD table does not compare {test} with {anchor} in {metric}: add them to it.")
+    defined = rows[rows["bd_rate"].notna()]
+    rest = rows[rows["bd_rate"].isna()]
+    ratios = 1 + defined["bd_rate"] / 100
+    quality = rows["bd_quality"].dropna()
+    return Headline(
+        test=test,
+        anchor=anchor,
+        metric=metric,
+        bd_rate=float(defined["bd_rate"].mean()) if len(defined) else None,
+        bd_rate_log=float(100 * (np.exp(np.log(ratios).mean()) - 1)) if len(defined) else None,
+        defined=len(defined),
+        tasks=len(rows),
+        undefined=tuple(zip(rest["task"], rest["reason"], strict=True)),
+        better=tuple(rest.loc[rest["better"] == "test", "task"]),
+        worse=tuple(rest.loc[rest["better"] == "anchor", "task"]),
+        bd_quality=float(quality.mean()) if len(quality) else None,
+        quality_defined=len(quality),
+    )

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure the methods of one family on every test pair, in parallel processes of one thread each."""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from llicm.data.pairs import Pair, read_pairs
+
+__all__ = ["Plan", "evaluate_family"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker needs: the family, its spec of params.yaml, where models and NIQE fit lie, metrics, and the
+    folder for bitstreams."""
+
+    family: str
+    spec: dict
+    models: Path
+    metrics: tuple[str, ...]
+    niqe_fit: Path
+    streams: Path
+
+
+_worker: dict = {}
+
+
+def _start(plan: Plan) -> None:
+    import torch
+
+    from llicm.benchmark.metrics import make_metrics
+    from llicm.methods import load_methods
+
+    torch.set_num_threads(1)
+    _worker.update(
+        plan=plan,
+        methods=load_methods(plan.family, plan.spec, plan.models),
+        metrics=make_metrics(list(plan.metrics), plan.niqe_fit),
+    )
+
+
+def _measure(task: str, pair: Pair) -> list[dict]:
+    plan, rows = _worker["plan"], []
+    for method in _worker["methods"]:
+        for level in method.levels:
+            coded = method.run(pair.degraded, level)
+            stream = plan.streams / task / pair.name / f"{method.name.replace('>', '-then-')}@{level:g}"
+            stream.parent.mkdir(parents=True, exist_ok=True)
+            if plan.spec["codec"] != "raw":
+                stream.write_bytes(coded.data)
+            for metric in _worker["metrics"]:
+                ideal = pair.ideal[None] if metric.needs_reference else None
+                rows.append({
+                    "method": method.name, "family": method.family, "order": method.order, "task": task,
+                    "image": pair.name, "level": level, "bytes": len(coded.data), "bpp": coded.bpp,
+                    "metric": metric.name, "value": float(metric(coded.output[None], ideal)[0]),
+                })  # fmt: skip
+    return rows
+
+
+def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int) -> list[dict]:
+    """Records of every (method, task, image, level, metric) of a family, in that order.
+
+    Args:
+        pairs: root of `val/<task>/{GT,LQ}/*.png`. workers: processes; each uses one thread, so that the values do
+            not depend on their number.
+
+    Raises:
+        UserError: missing pairs or weights, or an image too small for a metric.
+    """
+    from tqdm import tqdm
+
+    jobs = [(task, pair) for task in tasks for pair in read_pairs(pairs, "val", task)]
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
+        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", mininterval=10))
+    rows = [row for part in parts for row in part]
+    order = [m for m in plan.spec["methods"]]
+    return sorted(rows, key=lambda r: order.index(r["method"]))

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records: one tidy table of everything measured, one row a value.
+
+| column | meaning |
+|---|---|
+| method | a row of the benchmark, e.g. ``webp``, ``webp>restorer``, ``restorer>webp``, ``llicm`` |
+| family, order | which codec, and where restoration stands: ``alone``, ``after``, ``before`` it |
+| task | degradation word |
+| image | name of the test image |
+| level | point of the method's rate scale, as text: ``30``, ``2.5`` |
+| bytes, bpp | length of the real file or bitstream, and 8 bytes / pixels |
+| metric, value | name and value of the metric of the output image |
+
+A row without compression (the degraded input itself, or that input restored) has exactly 24 bpp, those of
+8-bit RGB samples, or the level ``none`` and empty bytes and bpp. It is a reference, not a point of a curve.
+"""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llicm.errors import UserError
+
+__all__ = [
+    "COLUMNS",
+    "Curve",
+    "mean_curves",
+    "read_records",
+    "references",
+    "to_compressai_json",
+    "write_atomically",
+    "write_records",
+]
+
+COLUMNS = ("method", "family", "order", "task", "image", "level", "bytes", "bpp", "metric", "value")
+KEY = ["method", "task", "image", "level", "metric"]
+TEXT = ("method", "family", "order", "task", "image", "level", "metric")
+UNCOMPRESSED_LEVEL, UNCOMPRESSED_BPP = "none", 24.0
+# Names of CompressAI's results format; other metrics keep their own.
+COMPRESSAI_NAMES = {"psnr": "psnr-rgb", "ssim": "ssim-rgb", "ms_ssim": "ms-ssim-rgb"}
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file so that it appears whole or not at all; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private to its owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Write a table of records as CSV. The same values give the same bytes, whatever the order of the rows.
+
+    Rows are sorted by method, task, image, level (as a number) and metric. Numbers are written with the
+    fewest digits that read back as the same double.
+
+    Args:
+        records: a table or rows with the columns ``COLUMNS``; ``level`` may be a number.
+        path: the CSV file.
+
+    Raises:
+        UserError: there is no row, columns are missing or unknown, a row is there twice, or a number is no
+            number.
+    """
+    if not isinstance(records, pd.DataFrame):
+        records = pd.DataFrame(list(records))
+    if not len(records):
+        raise UserError(f"{path}: there are no records to write; evaluate at least one image.")
+    records = _checked(records, str(path))
+    buffer = io.StringIO()
+    records.to_csv(buffer, index=False, lineterminator="\n")
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.DataFrame:
+    """Read one or several CSV files of records into one table.
+
+    Returns:
+        The columns ``COLUMNS``: text, except bytes (Int64), bpp and value (float64).
+
+    Raises:
+        UserError: a file is absent, empty or not a table of records, or a measurement is there twice.
+    """
+    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not paths:
+        raise UserError("No file of records is given: name at least one records.csv.")
+    tables = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file of records; run the evaluation that writes it.")
+        try:
+            table = pd.read_csv(
+                path,
+                dtype=dict.fromkeys(TEXT, str),
+                # "none" and the like are names here, only an empty number is missing.
+                keep_default_na=False,
+                na_values={"bytes": "", "bpp": "", "value": ""},
+                float_precision="round_trip",
+            )
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a CSV table of records: evaluate again.") from error
+        tables.append(_checked(table, str(path)))
+    return _checked(pd.concat(tables, ignore_index=True), ", ".join(str(p) for p in paths))
+
+
+def _level_text(level: Any) -> str:
+    if isinstance(level, str):
+        return level
+    number = float(level)
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _level_order(level: str) -> tuple[float, str]:
+    try:
+        return float(level), level
+    except ValueError:
+        return float("-inf"), level
+
+
+def _checked(records: pd.DataFrame, source: str) -> pd.DataFrame:
+    """A sorted copy with checked columns, types and keys."""
+    missing = [c for c in COLUMNS if c not in records.columns]
+    unknown = [c for c in records.columns if c not in COLUMNS]
+    if missing or unknown:
+        faults = [f"lacks {', '.join(missing)}"] if missing else []
+        faults += [f"has unknown {', '.join(map(str, unknown))}"] if unknown else []
+        raise UserError(f"{source}: the table of records {' and '.join(faults)}; the columns are {', '.join(COLUMNS)}.")
+    records = records.loc[:, list(COLUMNS)].copy()
+    records["level"] = [_level_text(level) for level in records["level"]]
+    try:
+        for column in TEXT:
+            records[column] = records[column].astype(str).astype(object)
+        for column in ("bpp", "value"):
+            records[column] = records[column].astype(np.float64)
+        records["bytes"] = records["bytes"].astype("Float64").astype("Int64")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: a size, rate or value is no number ({error}); evaluate again.") from error
+    double = records[records.duplicated(KEY)]
+    if len(double):
+        row = " / ".join(double.iloc[0][KEY])
+        raise UserError(f"{source}: {row} was measured twice; keep one file of records for each method.")
+    order = records.assign(level=records["level"].map(_level_order)).sort_values(KEY, kind="stable").index
+    return records.loc[order].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A rate-quality curve: means over the same images at each level, sorted by rate.
+
+    Attributes:
+        level: (levels,) texts. bpp: (levels,) mean of the images' bpp. value: (levels,) mean of the images'
+        values, untransformed. images: their names.
+    """
+
+    level: tuple[str, ...]
+    bpp: np.ndarray
+    value: np.ndarray
+    images: tuple[str, ...]
+
+
+def mean_curves(records: pd.DataFrame, metric: str) -> dict[tuple[str, str], Curve]:
+    """Average the images of each (method, task), per level. Uncompressed rows are left out.
+
+    Rates and values are averaged first and compared afterwards (a curve of means, not a mean of curves).
+
+    Args:
+        records: as read by :func:`read_records`.
+        metric: name of one metric.
+
+    Returns:
+        (method, task) -> :class:`Curve`.
+
+    Raises:
+        UserError: the metric is not in the records, or a curve lacks an image at some of its levels.
+    """
+    rows = _of_metric(records, metric)
+    rows = rows[~_uncompressed(rows)]
+    curves = {}
+    for (method, task), part in rows.groupby(["method", "task"], sort=True):
+        images = tuple(sorted(part["image"].unique()))
+        points = []
+        for level, point in part.groupby("level"):
+            absent = sorted(set(images) - set(point["image"]))
+            if absent:
+                raise UserError(
+                    f"The records of {method}, {task}, level {level} lack {metric} of image {absent[0]}: "
+                    "evaluate again."
+                )
+            # skipna: a missing value must not silently shrink the set of images.
+            points.append((point["bpp"].mean(), point["value"].mean(skipna=False), level))
+        points.sort()
+        curves[method, task] = Curve(
+            level=tuple(p[2] for p in points),
+            bpp=np.array([p[0] for p in points]),
+            value=np.array([p[1] for p in points]),
+            images=images,
+        )
+    return curves
+
+
+def references(records: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
+    """Means over images of the uncompressed methods: method -> task -> value."""
+    rows = _of_metric(records, metric)
+    rows = rows[_uncompressed(rows)]
+    means: dict[str, dict[str, float]] = {}
+    for (method, task), part in rows.groupby(["method", "task"], sort=True):
+        means.setdefault(method, {})[task] = float(part["value"].mean(skipna=False))
+    return means
+
+
+def _uncompressed(rows: pd.DataFrame) -> pd.Series:
+    return (rows["level"] == UNCOMPRESSED_LEVEL) | (rows["bpp"] == UNCOMPRESSED_BPP)
+
+
+def _of_metric(records: pd.DataFrame, metric: str) -> pd.DataFrame:
+    rows = records[records["metric"] == metric]
+    if not len(rows):
+        known = ", ".join(sorted(records["metric"].unique()))
+        raise UserError(f"The records hold no metric {metric!r}: choose among {known}.")
+    return rows
+
+
+def to_compressai_json(
+    records: pd.DataFrame,
+    method: str,
+    task: str,
+    encoding_time: Mapping[str, float] | None = None,
+    decoding_time: Mapping[str, float] | None = None,
+) -> str:
+    """One method's mean curves on one task in the results format of CompressAI, which its plotter reads.
+
+    ``results`` holds lists with one entry a level, sorted by rate: ``bpp``, ``psnr-rgb``, ``ms-ssim-rgb``
+    (values, not dB), ``ssim-rgb``, other metrics under their own names, and the times if given. A value that
+    does not exist is null.
+
+    Args:
+        records: as read by :func:`read_records`.
+        method, task: which curve.
+        encoding_time, decoding_time: level -> seconds per image.
+
+    Raises:
+        UserError: no record of this method and task.
+    """
+    rows = records[(records["method"] == method) & (records["task"] == task)]
+    rows = rows[~_uncompressed(rows)]
+    if not len(rows):
+        raise UserError(f"The records hold no {method} on {task}: evaluate it first.")
+    results: dict[str, list[float | None]] = {}
+    for metric in sorted(rows["metric"].unique()):
+        curve = mean_curves(rows, metric)[method, task]
+        if "bpp" not in results:
+            results["bpp"], levels = curve.bpp.tolist(), curve.level
+        if curve.level != levels:
+            raise UserError(f"The records of {method}, {task} lack {metric} at some levels: evaluate again.")
+        values = [v if np.isfinite(v) else None for v in curve.value.tolist()]
+        results[COMPRESSAI_NAMES.get(metric, metric)] = values
+    for name, times in (("encoding_time", encoding_time), ("decoding_time", decoding_time)):
+        if times is not None:
+            results[name] = [times[level] for level in levels]
+    description = f"{task}, mean over {len(curve.images)} images"
+    document = {"name": method, "description": description, "results": results}
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Degraded and ideal pictures side by side on disk: ``<root>/<split>/<degradation>/{GT,LQ}/<name>.png``.
+
+The layout is that of the public paired datasets used for universal restoration, so that they drop in.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Generator, Tensor
+
+from llicm.degradations import degrade
+from llicm.errors import UserError
+from llicm.images import list_images, quantize8, read_image, write_png
+
+__all__ = ["Pair", "copy_pairs", "read_pairs", "read_training_pairs", "write_pairs"]
+
+
+class Pair(NamedTuple):
+    """A picture twice, both (3, H, W) float32 in [0, 1]: pristine and degraded."""
+
+    name: str
+    ideal: Tensor
+    degraded: Tensor
+
+
+def write_pairs(
+    photos: Mapping[str, Tensor],
+    root: str | os.PathLike,
+    words: Iterable[str],
+    severity: float,
+    seed: int,
+    split: str,
+    max_side: int | None,
+) -> list[Path]:
+    """Degrade photos and write ``<root>/<split>/<word>/{GT,LQ}/<name>.png`` for every word.
+
+    Args:
+        photos: name -> (3, H, W) in [0, 1].
+        root: folder of the splits; created.
+        words: degradation words.
+        severity: in [0, 1], the same for all.
+        seed: with word and name it makes the seed of each picture, so neither order nor company matters.
+        split: ``train`` or ``val``.
+        max_side: photos are cut to at most this many pixels a side, at the centre; None keeps them whole.
+
+    Returns:
+        The word folders. Each is written under a temporary name first, then put in place of an older one.
+
+    Raises:
+        UserError: an unknown degradation word.
+    """
+    parent = Path(root) / split
+    parent.mkdir(parents=True, exist_ok=True)
+    done = []
+    for word in words:
+        folder = parent / word
+        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{word}."))
+        try:
+            temporary.chmod(0o755)
+            for name, photo in photos.items():
+                ideal = quantize8(centre_crop(photo, max_side))
+                generator = Generator().manual_seed(_stable_seed(seed, word, name))
+                degraded = degrade(word, ideal[None], severity, generator)[0]
+                write_png(ideal, temporary / "GT" / f"{name}.png")
+                write_png(degraded, temporary / "LQ" / f"{name}.png")
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        done.append(folder)
+    return done
+
+
+def read_pairs(root: str | os.PathLike, split: str, word: str) -> list[Pair]:
+    """Read the pairs of one degradation; GT and LQ files belong together by stem, whatever their extensions.
+
+    Ideal pictures without a degraded one are ignored.
+
+    Raises:
+        UserError: a missing or empty folder, a degraded picture without its ideal one, two files of one stem,
+            different sizes, or an unreadable file.
+    """
+    folder = Path(root) / split / word
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of pairs; make it with the stage `degrade` or copy pairs there.")
+    ideals, degraded = (_by_stem(folder / kind) for kind in ("GT", "LQ"))
+    pairs = []
+    for name, path in degraded.items():
+        if name not in ideals:
+            raise UserError(f"{path}: no ideal picture {name}.* in {folder / 'GT'}; add it or remove this file.")
+        pair = Pair(name, read_image(ideals[name]), read_image(path))
+        if pair.ideal.shape != pair.degraded.shape:
+            (h1, w1), (h2, w2) = pair.ideal.shape[1:], pair.degraded.shape[1:]
+            raise UserError(
+                f"{path}: {w2}x{h2} pixels, but its ideal picture {ideals[name]} has {w1}x{h1}; "
+                "the two must be of one size."
+            )
+        pairs.append(pair)
+    return pairs
+
+
+def read_training_pairs(root: str | os.PathLike, words: Iterable[str]) -> dict[str, list[Pair]]:
+    """Ready-made training pairs ``<root>/train/<word>`` of those words that have such a folder.
+
+    Raises:
+        UserError: see :func:`read_pairs`; also when `root` has no folder for any word, in neither split.
+    """
+    words = list(words)
+    if not any((Path(root) / split / word).is_dir() for split in ("train", "val") for word in words):
+        raise UserError(
+            f"{root}: no folder of pairs for {', '.join(words)}; lay them out as {{train,val}}/<degradation>/{{GT,LQ}} "
+            "or set `paired: null` in params.yaml."
+        )
+    return {word: read_pairs(root, "train", word) for word in words if (Path(root) / "train" / word).is_dir()}
+
+
+def copy_pairs(source: str | os.PathLike, root: str | os.PathLike, word: str, max_side: int | None) -> int:
+    """Put ready-made test pairs ``<source>/val/<word>`` in place of those in `root`, cut as :func:`write_pairs` cuts.
+
+    Returns:
+        The number of pairs; 0 if the source has no such folder, and then nothing changes.
+    """
+    if not (Path(source) / "val" / word).is_dir():
+        return 0
+    pairs = read_pairs(source, "val", word)
+    folder = Path(root) / "val" / word
+    shutil.rmtree(folder, ignore_errors=True)
+    for pair in pairs:
+        write_png(centre_crop(pair.ideal, max_side), folder / "GT" / f"{pair.name}.png")
+        write_png(centre_crop(pair.degraded, max_side), folder / "LQ" / f"{pair.name}.png")
+    return len(pairs)
+
+
+def centre_crop(photo: Tensor, max_side: int | None) -> Tensor:
+    """The middle (3, min(H, max_side), min(W, max_side)) of a photo; None keeps all of it."""
+    if max_side is None:
+        return photo
+    height, width = photo.shape[1:]
+    h, w = min(height, max_side), min(width, max_side)
+    top, left = (height - h) // 2, (width - w) // 2
+    return photo[:, top : top + h, left : left + w]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in found:
+            raise UserError(f"{path}: {found[path.stem].name} has the same name before the dot; remove one.")
+        found[path.stem] = path
+    return found
+
+
+def _stable_seed(*parts: object) -> int:
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

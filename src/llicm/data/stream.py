@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endless stream of training batches: crops of photos and dead leaves, degraded on the fly."""
+
+import bisect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from llicm.data.dead_leaves import dead_leaves
+from llicm.data.pairs import Pair
+from llicm.degradations import DEGRADATIONS, degrade
+from llicm.errors import UserError
+
+__all__ = ["Batch", "PairStream"]
+
+_SCALES = (1.0, 0.75, 0.5)
+_MASK = 2**63 - 1
+
+
+class Batch(NamedTuple):
+    """One training batch; images are (N, 3, crop, crop) float32 in [0, 1].
+
+    ``task`` (N,) int64 indexes the stream's tasks, ``severity`` (N,) float32 lies in [0, 1] and is NaN for
+    crops of ready-made pairs, whose severity nobody knows.
+    """
+
+    degraded: Tensor
+    ideal: Tensor
+    task: Tensor
+    severity: Tensor
+
+
+class PairStream:
+    """Training batches by number: ``batch(step)`` depends on the arguments and the step alone.
+
+    So training resumes at any step with the bytes it would have seen. Tasks take turns row by row, and the
+    turn goes on from one step to the next: every task is seen equally often.
+
+    Args:
+        photos: clean photos (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
+            proportional to the square root of its area, at a scale of 1, 0.75 or 0.5 that is not smaller than
+            the crop; photos smaller than the crop are mirrored at the border.
+        tasks: degradation words, in the order that ``Batch.task`` counts.
+        crop: side of the crops in pixels.
+        batch: rows per batch.
+        seed: seed of everything.
+        dead_leaves_share: probability that a row shows dead leaves instead of a photo, 0 to 1.
+        severity: (low, high) of the uniform severity, within [0, 1].
+        pool: number of dead-leaves images at hand at a time.
+        refresh: steps after which the oldest of them is replaced by a new one.
+        paired: ready-made training pairs by word; half of that task's rows are then crops of these.
+
+    Raises:
+        UserError: an unknown degradation word.
+        ValueError: another argument outside these ranges.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Tensor],
+        tasks: Sequence[str],
+        crop: int,
+        batch: int,
+        seed: int,
+        dead_leaves_share: float,
+        severity: tuple[float, float],
+        pool: int,
+        refresh: int,
+        paired: Mapping[str, Sequence[Pair]] | None = None,
+    ):
+        low, high = severity
+        if not photos or not tasks or min(crop, batch, pool, refresh) < 1:
+            raise ValueError("PairStream needs photos, tasks, and crop, batch, pool, refresh >= 1")
+        if not (0 <= low <= high <= 1 and 0 <= dead_leaves_share <= 1):
+            raise ValueError("severity and dead_leaves_share must lie in [0, 1]")
+        if unknown := [word for word in tasks if word not in DEGRADATIONS]:
+            known = ", ".join(DEGRADATIONS)
+            raise UserError(f"tasks: unknown degradation {unknown[0]!r}; use one of {known}.")
+        self.tasks = tuple(tasks)
+        self.crop, self.rows, self.seed = crop, batch, seed
+        self.dead_leaves_share, self.severity = dead_leaves_share, (low, high)
+        self.pool, self.refresh = pool, refresh
+        self._pyramids = [_pyramid(photo, crop) for photo in photos]
+        self._cumulative = _cumulative(photos)
+        self._sources = list(photos)
+        self._leaf_size = max(2 * crop, 16)
+        self._leaves: dict[int, Tensor] = {}
+        self._paired = {
+            word: [(_at_least(p.degraded, crop), _at_least(p.ideal, crop)) for p in found]
+            for word, found in (paired or {}).items()
+            if found
+        }
+        self._paired_cumulative = {
+            word: _cumulative([ideal for _, ideal in found]) for word, found in self._paired.items()
+        }
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step (0, 1, 2, ...): the same bytes whichever batches were made before."""
+        generator = Generator().manual_seed(_mix(self.seed, 1, step))
+        turn = [(step * self.rows + row) % len(self.tasks) for row in range(self.rows)]
+        low, high = self.severity
+        severity = torch.rand(self.rows, generator=generator) * (high - low) + low
+        ideal = torch.empty(self.rows, 3, self.crop, self.crop)
+        degraded = torch.empty_like(ideal)
+        ready = [self._row(row, turn[row], step, ideal, degraded, generator) for row in range(self.rows)]
+        for index, word in enumerate(self.tasks):
+            rows = [row for row in range(self.rows) if turn[row] == index and not ready[row]]
+            if rows:
+                degraded[rows] = degrade(word, ideal[rows], severity[rows], generator)
+        severity[torch.tensor(ready)] = math.nan
+        return Batch(degraded, ideal, torch.tensor(turn), severity)
+
+    def _row(self, row: int, task: int, step: int, ideal: Tensor, degraded: Tensor, generator: Generator) -> bool:
+        """Fill the row's ideal crop; True if a ready-made pair also gave the degraded one."""
+        u = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
+        word = self.tasks[task]
+        if word in self._paired and u[0] < 0.5:
+            index = bisect.bisect_right(self._paired_cumulative[word], u[2])
+            for image, target in zip(self._paired[word][index], (degraded, ideal), strict=True):
+                target[row] = _cut(image, self.crop, u[3], u[4], u[5])
+            return True
+        if u[1] < self.dead_leaves_share:
+            first = step // self.refresh
+            image = self._leaf(first + int(u[2] * self.pool), first)
+        else:
+            pyramid = self._pyramids[bisect.bisect_right(self._cumulative, u[2])]
+            image = pyramid[int(u[6] * len(pyramid))]
+        ideal[row] = _cut(image, self.crop, u[3], u[4], u[5])
+        return False
+
+    def _leaf(self, index: int, first: int) -> Tensor:
+        if index not in self._leaves:
+            generator = Generator().manual_seed(_mix(self.seed, 2, index))
+            self._leaves[index] = dead_leaves(self._leaf_size, self._sources, generator)
+            if len(self._leaves) > 2 * self.pool:
+                for old in [i for i in self._leaves if not first <= i < first + self.pool]:
+                    del self._leaves[old]
+        return self._leaves[index]
+
+
+def _pyramid(photo: Tensor, crop: int) -> list[Tensor]:
+    levels = []
+    for scale in _SCALES:
+        height, width = (round(side * scale) for side in photo.shape[1:])
+        if scale == 1:
+            levels.append(_at_least(photo, crop))
+        elif min(height, width) >= crop:
+            small = F.interpolate(photo[None], (height, width), mode="bicubic", antialias=True)[0]
+            levels.append(small.clamp_(0, 1))
+    return levels
+
+
+def _cumulative(images: Sequence[Tensor]) -> list[float]:
+    """Upper ends of the images' shares of [0, 1), each proportional to the square root of the area."""
+    weights = [math.sqrt(i.shape[1] * i.shape[2]) for i in images]
+    return [*itertools.accumulate(w / sum(weights) for w in weights[:-1])]
+
+
+def _at_least(image: Tensor, side: int) -> Tensor:
+    """The image, mirrored below and to the right until both sides reach ``side``."""
+    for dim in (1, 2):
+        while image.shape[dim] < side:
+            mirrored = image.flip(dim).narrow(dim, 0, min(image.shape[dim], side - image.shape[dim]))
+            image = torch.cat((image, mirrored), dim)
+    return image
+
+
+def _cut(image: Tensor, crop: int, v: float, u: float, pose: float) -> Tensor:
+    """The crop at the relative place (v, u), in one of the eight poses of a square; v, u, pose in [0, 1)."""
+    top = int(v * (image.shape[1] - crop + 1))
+    left = int(u * (image.shape[2] - crop + 1))
+    piece = image[:, top : top + crop, left : left + crop]
+    pose = int(pose * 8)
+    if pose & 1:
+        piece = piece.flip(2)
+    if pose & 2:
+        piece = piece.flip(1)
+    return piece.transpose(1, 2) if pose & 4 else piece
+
+
+def _mix(*numbers: int) -> int:
+    """A seed from several numbers (splitmix64 steps): neighbours get unrelated generators."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state & _MASK

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LL-ICM in one class: the paper's Figure 3.
+
+    X ──codec──► bitstream ──► X̂ ──► CLIP / DA-CLIP ──► context ─┐
+                               └───────► restorer ◄──────────────┘ ──► X̂_H
+
+The codec compresses the degraded image X; the restorer turns the decoded X̂ into the enhanced X̂_H. The codec's
+level is known to the decoder (it is in the bitstream), so the restorer is told of it. Either part may be absent:
+a codec alone gives X̂ = X̂_H, a restorer alone works on X itself. The vision-language model plugs in at `context`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from llicm.codec.learned import make_codec
+from llicm.errors import UserError
+from llicm.restore.direct import make_restorer
+
+__all__ = ["LLICM", "Output", "load_part", "save_part"]
+
+
+@dataclass
+class Output:
+    """What one pass gives: `decoded` X̂ and `enhanced` X̂_H (N, 3, H, W), `likelihoods` of the latents (may be {})."""
+
+    decoded: Tensor
+    enhanced: Tensor
+    likelihoods: dict[str, Tensor]
+
+
+class LLICM(nn.Module):
+    """Codec and restorer as one system.
+
+    Args:
+        codec: a learned codec, or None: X̂ = X.
+        restorer: a restorer, or None: X̂_H = X̂.
+        context: function from X̂ (N, 3, H, W) to the restorer's context (N, C), or None.
+    """
+
+    def __init__(
+        self,
+        codec: nn.Module | None,
+        restorer: nn.Module | None,
+        context: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        self.codec, self.restorer, self.context = codec, restorer, context
+
+    def forward(self, x: Tensor, level: Tensor | None = None) -> Output:
+        """Differentiable pass for training: X (N, 3, H, W) in [0, 1] and levels (N,) to X̂, X̂_H and likelihoods."""
+        decoded, likelihoods, code = x, {}, None
+        if self.codec is not None:
+            coded = self.codec(x, level)
+            decoded, likelihoods = coded["x_hat"], coded["likelihoods"]
+            code = self.relative_level(level)
+        return Output(decoded, self.enhance(decoded, code), likelihoods)
+
+    def enhance(self, decoded: Tensor, code: Tensor | None = None) -> Tensor:
+        """X̂ (N, 3, H, W) to X̂_H; `code` (N,) is the relative level in [0, 1], None if never compressed."""
+        if self.restorer is None:
+            return decoded
+        context = self.context(decoded) if self.context is not None else None
+        return self.restorer(decoded, code, context)
+
+    def relative_level(self, level: Tensor) -> Tensor:
+        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
+        return level / max(self.codec.levels - 1, 1)
+
+    def compress(self, x: Tensor, level: float) -> bytes:
+        """X (3, H, W) in [0, 1] to the bytes of a `.llicm` file."""
+        return self.codec.encode(x, level)[0]
+
+    @torch.no_grad()
+    def decompress(self, data: bytes) -> tuple[Tensor, Tensor]:
+        """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1].
+
+        Raises:
+            BitstreamError: see `llicm.codec.bitstream.unpack`.
+        """
+        decoded, level = self.codec.decode(data)
+        enhanced = self.enhance(decoded[None], self.relative_level(torch.tensor([level])))
+        return decoded, enhanced[0].clamp(0, 1)
+
+
+_MAKERS = {"codec": make_codec, "restorer": make_restorer}
+
+
+def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a codec or restorer as safetensors with its configuration, atomically and with stable bytes.
+
+    Args:
+        weights: a state dict to write in place of the module's own.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in (weights or module.state_dict()).items()}
+    data = save(state, metadata={"config": json.dumps(module.config, sort_keys=True)})
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def load_part(kind: str, path: Path) -> nn.Module:
+    """Read a `codec` or `restorer` written by `save_part`, in eval mode.
+
+    Raises:
+        UserError: the file is missing, is not safetensors, or lacks the configuration.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; run `dvc repro` (or `dvc pull`) to make them")
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {})["config"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a weight file of this project ({error}); make it again with `dvc repro`"
+        ) from None
+    module = _MAKERS[kind](config.pop("name"), **config)
+    module.load_state_dict(state)
+    return module.eval()

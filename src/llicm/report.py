@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From records to what is published: comparisons, the README's tables, and picture strips at matched rate."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from llicm.benchmark.bdrate import headline
+from llicm.benchmark.records import mean_curves, references, to_compressai_json
+from llicm.data.pairs import Pair, read_pairs
+from llicm.errors import UserError
+from llicm.figures import bd_markdown, method_label
+from llicm.methods import Coded, Method, load_methods
+
+__all__ = ["mean_points", "readme_results", "restoration", "strip_rows", "strongest", "summary", "write_compressai"]
+
+TEST, SEPARATE = "llicm", "rdo>restorer"  # the study's method, and the framework that it replaces
+
+
+def mean_points(records: pd.DataFrame) -> pd.DataFrame:
+    """Points of all curves: one row per (metric, task, method, level) with mean bpp and mean value over images."""
+    rows = [
+        {"metric": metric, "task": task, "method": method, "level": level, "bpp": bpp, "value": value}
+        for metric in records["metric"].unique()
+        for (method, task), curve in mean_curves(records, metric).items()
+        for level, bpp, value in zip(curve.level, curve.bpp, curve.value, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def restoration(records: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """What the restorer does without any codec: mean PSNR (dB) of X, of X_H, and the gain, a row a task."""
+    psnr = references(records, "psnr")
+    table = pd.DataFrame({"degraded": psnr["degraded"], "restored": psnr["restored"]}).loc[tasks]
+    table["gain"] = table["restored"] - table["degraded"]
+    return table
+
+
+def strongest(table: pd.DataFrame, test: str, metric: str, task: str) -> str:
+    """The baseline against which `test` gains least: the smallest BD-quality over the shared rates.
+
+    BD-quality and not BD-rate decides, because it exists for curves that fall with the rate too. `table` is made by
+    `llicm.benchmark.bdrate.bd_table`; methods whose rates do not meet those of `test` are not candidates.
+
+    Raises:
+        UserError: there is no candidate.
+    """
+    rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
+    rows = rows[rows["bd_quality"].notna()]
+    if not len(rows):
+        raise UserError(
+            f"No baseline shares a range of rates with {test} on {task}: choose other levels in params.yaml."
+        )
+    return str(rows.loc[rows["bd_quality"].idxmin(), "anchor"])
+
+
+def summary(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> dict:
+    """The study's headline numbers, for metrics.json: BD-rates (percent) and BD-PSNR (dB) of LL-ICM, restorer gains."""
+
+    def number(value) -> float | None:
+        return None if value is None or np.isnan(value) else round(float(value), 4)
+
+    def comparison(anchors: dict[str, str]) -> dict:
+        rows = pd.concat([_rows(table, anchor, task) for task, anchor in anchors.items()])
+        return {
+            "bd_rate": {r.task: number(r.bd_rate) for r in rows.itertuples()},
+            "bd_rate_mean": number(rows["bd_rate"].mean()) if rows["bd_rate"].notna().any() else None,
+            "bd_rate_tasks": int(rows["bd_rate"].notna().sum()),
+            "bd_psnr": {r.task: number(r.bd_quality) for r in rows.itertuples()},
+            "bd_psnr_mean": number(rows["bd_quality"].mean()) if rows["bd_quality"].notna().any() else None,
+        }
+
+    best = {task: strongest(table, TEST, "psnr", task) for task in tasks}
+    return {
+        "llicm_against_codec_then_restorer": comparison(dict.fromkeys(tasks, SEPARATE)),
+        "llicm_against_strongest": {"anchor": best} | comparison(best),
+        "restorer_gain_db": {task: number(gain) for task, gain in restoration(records, tasks)["gain"].items()},
+    }
+
+
+def _rows(table: pd.DataFrame, anchor: str, task: str) -> pd.DataFrame:
+    chosen = (table["test"] == TEST) & (table["anchor"] == anchor) & (table["task"] == task)
+    return table[chosen & (table["metric"] == "psnr")]
+
+
+def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> str:
+    """The result tables of the README, as Markdown."""
+    result = headline(table, TEST, SEPARATE, "psnr")
+    rate = "undefined" if result.bd_rate is None else f"{result.bd_rate:+.1f}%"
+    restored = restoration(records, tasks)
+    lines = [
+        f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): mean BD-rate "
+        f"{rate} over the {result.defined} of {result.tasks} tasks where it is defined, mean BD-PSNR "
+        f"{result.bd_quality:+.2f} dB over {result.quality_defined}** (PSNR against the ideal photo, three test photos).",
+        "",
+        "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
+        "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate:",
+        "",
+        bd_markdown(table, "psnr", TEST, tasks=tasks, reasons=False),
+        "BD-PSNR of LL-ICM in dB (positive: LL-ICM is better at the same rate):",
+        "",
+        bd_markdown(table, "psnr", TEST, tasks=tasks, value="quality", reasons=False),
+        "The restorer alone, on uncompressed degraded photos, mean PSNR in dB:",
+        "",
+        "| | " + " | ".join(tasks) + " |",
+        "|---|" + "---:|" * len(tasks),
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(f"{v:{'+' if name == 'gain' else ''}.2f}" for v in restored[name]) + " |"
+        for name in restored.columns
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_compressai(records: pd.DataFrame, folder: Path) -> int:
+    """Every curve as `<folder>/<task>/<method>.json` in CompressAI's results format; returns their number."""
+    curves = sorted(mean_curves(records, "psnr"))
+    for method, task in curves:
+        path = Path(folder) / task / f"{method.replace('>', '-then-')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = to_compressai_json(records, method, task)
+        json.loads(text)
+        path.write_text(text)
+    return len(curves)
+
+
+def strip_rows(
+    table: pd.DataFrame,
+    tasks: list[str],
+    families: dict,
+    models: Path,
+    pairs: Path,
+    *,
+    image: str,
+    level: float,
+    side: int,
+) -> list[tuple[str, list[tuple[str, Tensor, str]]]]:
+    """Rows for `llicm.figures.picture_rows`: one a task, LL-ICM beside the strongest baseline at LL-ICM's rate.
+
+    Rates and PSNR in the captions are of the whole photo; the pictures show its middle.
+
+    Args:
+        table: made by `bd_table`. families: of params.yaml. models, pairs: folders of the pipeline.
+        image: name of the test photo; a task without it shows its first. level: at which LL-ICM codes.
+        side: of the pictures shown, in pixels.
+    """
+    methods = {m.name: m for family, spec in families.items() for m in _lazy(family, spec, models)}
+    rows = []
+    for task in tasks:
+        found = read_pairs(pairs, "val", task)
+        pair = next((p for p in found if p.name == image), found[0])
+        ours = methods[TEST].run(pair.degraded, level)
+        name = strongest(table, TEST, "psnr", task)
+        best = methods[name].at_bpp(pair.degraded, ours.bpp)
+        rows.append((task, _columns(pair, name, best, ours, side)))
+    return rows
+
+
+def _lazy(family: str, spec: dict, models: Path) -> list[Method]:
+    return [] if spec["codec"] == "raw" else load_methods(family, spec, models)
+
+
+def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[tuple[str, Tensor, str]]:
+    def psnr(picture: Tensor) -> str:
+        return f"{-10 * float((picture - pair.ideal).square().mean().log10()):.2f} dB"
+
+    def crop(picture: Tensor) -> Tensor:
+        top, left = ((size - min(side, size)) // 2 for size in picture.shape[1:])
+        return picture[:, top : top + side, left : left + side]
+
+    return [
+        ("degraded X", crop(pair.degraded), psnr(pair.degraded)),
+        ("strongest baseline:\ndecoded", crop(best.decoded), f"{method_label(name)}\n{psnr(best.decoded)}"),
+        ("strongest baseline:\noutput", crop(best.output), f"{best.bpp:.3f} bpp, {psnr(best.output)}"),
+        ("LL-ICM:\ndecoded X̂", crop(ours.decoded), psnr(ours.decoded)),
+        ("LL-ICM:\nenhanced X̂_H", crop(ours.output), f"{ours.bpp:.3f} bpp, {psnr(ours.output)}"),
+        ("ideal", crop(pair.ideal), pair.name),
+    ]

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one-pass restorer: a small U-Net that inverts a local affine model of the degradation.
+
+    out = gain · (x + residual) + offset
+
+`gain` and `offset` are smooth (predicted at 1/8 of the resolution), `residual` is predicted per pixel. Haze
+(x = J t + A (1 - t)) and low light (x ≈ J / g + noise) are exactly of this form with smooth coefficients, so a
+few hundred steps learn them, while noise, streaks, flakes and blur are the residual's work. All heads start at
+zero: an untrained restorer is the identity and does no harm. A small encoder looks at the whole image first and tells
+every block, by FiLM, what kind of image it is: without it, a few hundred steps end in one compromise for all tasks.
+
+Source of the block: Chen et al., "Simple baselines for image restoration" (NAFNet), ECCV 2022, with plain 3x3 at
+reduced resolution in place of depthwise convolutions (faster on CPUs) and normalisation over the whole image in place
+of per pixel; conditioning by FiLM, Perez et al., AAAI 2018.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from llicm.errors import UserError
+
+__all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
+
+RESTORERS: dict[str, type[nn.Module]] = {}
+NORM = True
+ENC = True
+AFF = True
+CONDITION = 32  # width of the vector that conditions every block
+
+
+def register_restorer(name: str):
+    """Class decorator: make a restorer selectable as `restorer.name` in params.yaml."""
+
+    def add(cls):
+        RESTORERS[name] = cls
+        return cls
+
+    return add
+
+
+def make_restorer(name: str, **config) -> nn.Module:
+    """The restorer registered as `name`.
+
+    Raises:
+        UserError: no restorer of that name.
+    """
+    if name not in RESTORERS:
+        raise UserError(f"params.yaml: restorer.name '{name}' is unknown; choose one of {', '.join(sorted(RESTORERS))}")
+    return RESTORERS[name](**config)
+
+
+class Block(nn.Module):
+    """Residual block: normalisation, 3x3, FiLM, GELU, channel attention, 3x3."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(CONDITION, 2 * width)
+        self.attention = nn.Conv2d(width, width, 1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        nn.init.zeros_(self.attention.weight)
+        nn.init.ones_(self.attention.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.3)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
+        h = F.gelu(self.conv1(F.group_norm(x, 1)) * (1 + scale) + shift, approximate="tanh")
+        h = h * self.attention(h.mean((2, 3), keepdim=True))
+        return x + self.conv2(h)
+
+
+class Stage(nn.Module):
+    """A row of blocks under one condition."""
+
+    def __init__(self, width: int, blocks: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, condition)
+        return x
+
+
+@register_restorer("direct")
+class DirectRestorer(nn.Module):
+    """One-pass universal restorer.
+
+    Args:
+        width: channels at half resolution (doubled at 1/4 and 1/8).
+        blocks: residual blocks at 1/2, 1/4 and 1/8 of the resolution (the first two again on the way up).
+        context: length of the context vector of a vision-language model; 0 for none.
+        coded: whether it was trained on decoded images; if not, it takes every input as never compressed.
+    """
+
+    STRIDE = 8
+
+    def __init__(self, width: int, blocks: list[int], context: int = 0, coded: bool = False):
+        super().__init__()
+        self.size = {"width": width, "blocks": list(blocks), "context": context}
+        self.coded = coded
+        w1, w2, w3 = width, 2 * width, 4 * width
+        self.code = nn.Linear(2, CONDITION)
+        nn.init.zeros_(self.code.weight)  # the code level starts without influence
+        self.context = nn.Linear(context, CONDITION, bias=False) if context else None
+        self.encoder = nn.Sequential(
+            nn.Conv2d(48, 32, 3, padding=1),
+            nn.GELU("tanh"),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.GELU("tanh"),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.GELU("tanh"),
+        )
+        self.recognise = nn.Linear(64, CONDITION)
+        self.stem = nn.Conv2d(12, w1, 3, padding=1)
+        self.enter1, self.down1 = Stage(w1, blocks[0]), nn.Conv2d(w1, w2, 2, stride=2)
+        self.enter2, self.down2 = Stage(w2, blocks[1]), nn.Conv2d(w2, w3, 2, stride=2)
+        self.middle = Stage(w3, blocks[2])
+        self.up2, self.leave2 = nn.Conv2d(w3, 4 * w2, 1), Stage(w2, blocks[1])
+        self.up1, self.leave1 = nn.Conv2d(w2, 4 * w1, 1), Stage(w1, blocks[0])
+        self.affine = nn.Conv2d(w3, 6, 3, padding=1)
+        self.residual = nn.Conv2d(w1, 12, 3, padding=1)
+        for head in (self.affine, self.residual):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def config(self) -> dict:
+        """Arguments that build this restorer again."""
+        return {"name": "direct", **self.size, "coded": self.coded}
+
+    def forward(self, x: Tensor, code: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Restore a batch.
+
+        Args:
+            x: (N, 3, H, W) in [0, 1], any size.
+            code: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
+                were never compressed.
+            context: (N, context), embeddings of a vision-language model; None for none.
+
+        Returns:
+            (N, 3, H, W), not clamped.
+        """
+        height, width = x.shape[-2:]
+        x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
+        if code is None or not self.coded:
+            code = x.new_zeros(len(x), 2)
+        else:
+            code = torch.stack([code, torch.ones_like(code)], 1).to(x)
+        condition = self.code(code)
+        if self.context is not None and context is not None:
+            condition = condition + self.context(context)
+        if ENC:
+            e = self.encoder(F.pixel_unshuffle(x, 4))
+            condition = condition + self.recognise(e.mean((2, 3)))
+        condition = F.silu(condition)
+        h1 = self.enter1(self.stem(F.pixel_unshuffle(x, 2)), condition)
+        h2 = self.enter2(self.down1(h1), condition)
+        h3 = self.middle(self.down2(h2), condition)
+        h = self.leave2(F.pixel_shuffle(self.up2(h3), 2) + h2, condition)
+        h = self.leave1(F.pixel_shuffle(self.up1(h), 2) + h1, condition)
+        coefficients = F.interpolate(self.affine(h3).float(), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        log_gain, offset = coefficients.chunk(2, 1)
+        residual = F.pixel_shuffle(self.residual(h).float(), 2)
+        out = log_gain.clamp(-3, 3).exp() * (x + residual) + offset
+        return out[..., :height, :width]

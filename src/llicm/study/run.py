@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Execute the notebook of the pipeline stage named in $DVC_STAGE, which `dvc repro` sets.
+
+- The notebook gets exactly the parameters that its stage declares, read through DVC (PyYAML, which papermill
+  uses, would take `1e-3` for a text). `families.rdo` arrives as `families = {"rdo": ...}`.
+- The executed notebook is reduced to bytes that are the same from run to run, and its metadata records the
+  hashes of the inputs *as they were at the start* and of the outputs. dvc.lock holds them as they were at the
+  end, so the runner refuses a run whose inputs changed meanwhile.
+- It appears under its name only when all this succeeded; after a failure no output of the stage is left, and
+  the partial notebook is in `.run/`. What differs between runs (progress, timings, the machine) goes there,
+  too.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[2]
+sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is installed
+
+import ast  # noqa: E402
+import fcntl  # noqa: E402
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import platform  # noqa: E402
+import re  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import time  # noqa: E402
+from typing import TextIO  # noqa: E402
+
+import nbformat  # noqa: E402
+
+from llicm.errors import UserError  # noqa: E402
+
+__all__ = ["inputs", "nest", "normalise", "parameter_names", "run"]
+
+_RUB = [
+    (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
+    (re.compile(r"\bat 0x[0-9a-f]+"), "at 0x0"),
+]
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_TRACEBACK_LINES = 25
+
+
+def _rub(text: str) -> str:
+    for pattern, new in _RUB:
+        text = pattern.sub(new, text)
+    return text
+
+
+def normalise(notebook: nbformat.NotebookNode, record: dict) -> nbformat.NotebookNode:
+    """Remove from an executed notebook what differs between equal runs and store `record` in it (in place).
+
+    Dropped are timings, execution metadata, random cell ids and stderr; addresses and process numbers in
+    texts are replaced by constants.
+    """
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        if tags and "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = _rub(output.text)
+            for kind, value in output.get("data", {}).items():
+                if kind.startswith("text/"):
+                    output.data[kind] = _rub(value)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "llicm": record}
+    return notebook
+
+
+def nest(flat: dict) -> dict:
+    """Parameters by dotted name to nested ones: {"families.rdo": x} becomes {"families": {"rdo": x}}."""
+    nested: dict = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return nested
+
+
+def parameter_names(path: str | os.PathLike) -> set[str]:
+    """Names assigned in the one cell tagged `parameters`.
+
+    Raises:
+        UserError: there is no such cell or more than one, or it holds anything but assignments to plain
+        names.
+    """
+    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise UserError(f"{path}: {len(cells)} cells are tagged 'parameters'; tag exactly one")
+    names = set()
+    for statement in ast.parse(cells[0].source).body:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+        if not isinstance(target, ast.Name):
+            raise UserError(
+                f"{path}: the parameters cell holds more than `name = value` lines; move the rest out of it"
+            )
+        names.add(target.id)
+    return names
+
+
+def inputs(name: str):
+    """The stage `name` of ./dvc.yaml, and the hashes and parameter values it would depend on at this moment.
+
+    Returns:
+        The DVC stage, and {"deps": path -> md5, "params": dotted name -> value}.
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        stage = repo.stage.load_one("dvc.yaml", name=name)
+        files, values = {}, {}
+        for dependency in stage.deps:
+            if hasattr(dependency, "params"):
+                found = dependency.read_params()
+                missing = sorted(set(dependency.params) - set(found))
+                if missing:
+                    raise UserError(f"params.yaml: parameter '{missing[0]}' is missing, stage {name} needs it; add it")
+                values.update(found)
+            elif not dependency.exists:
+                raise UserError(f"{dependency.def_path}: missing input of stage {name}; make it with `dvc repro`")
+            else:
+                files[dependency.def_path] = dependency.get_hash().value
+    return stage, {"deps": dict(sorted(files.items())), "params": values}
+
+
+class _Tee:
+    """What the notebook writes to stderr (progress, warnings) goes to the log and to the console."""
+
+    def __init__(self, *streams: TextIO):
+        self.streams = streams
+
+    def write(self, text: str) -> None:
+        for stream in self.streams:
+            stream.write(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+
+def _environment(values: dict) -> dict[str, str]:
+    """Environment of the kernel: what makes runs repeatable must be set before its process starts."""
+    fixed = {
+        "PYTHONPATH": str(SOURCE),
+        "PYTHONHASHSEED": "0",
+        "SOURCE_DATE_EPOCH": "0",
+        "NO_COLOR": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "JUPYTER_PREFER_ENV_PATH": "1",  # a kernel in the user's home must not shadow this environment's
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "TQDM_MININTERVAL": "1" if sys.stderr.isatty() else "30",
+        "TQDM_NCOLS": "100",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # progress is text here, not a widget
+    }
+    if "threads" in values:
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        fixed |= dict.fromkeys(names, str(values["threads"]))
+    return fixed
+
+
+def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat.NotebookNode:
+    import papermill
+
+    return papermill.execute_notebook(
+        source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False,
+        stderr_file=_Tee(log, sys.stderr),
+        coalesce_streams=True, record_timing=False, store_widget_state=False,
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
+    )  # fmt: skip
+
+
+def _user_errors() -> set[str]:
+    found, queue = set(), [UserError]
+    while queue:
+        cls = queue.pop()
+        found.add(cls.__name__)
+        queue += cls.__subclasses__()
+    return found
+
+
+def _explain(error: Exception, work: Path) -> str:
+    """What to say of a notebook that failed: the sentence of a UserError, else the end of the traceback."""
+    name = getattr(error, "ename", None)
+    if name in _user_errors():
+        return f"error: {error.evalue}"
+    if name is None:  # not an exception of the notebook, for example a kernel that was killed
+        return f"error: {type(error).__name__}: {error}\nThe partial notebook is {work}."
+    lines = _ANSI.sub("", "\n".join(error.traceback)).rstrip().splitlines()
+    shown = ["[...]", *lines[-_TRACEBACK_LINES:]] if len(lines) > _TRACEBACK_LINES else lines
+    return "\n".join([*shown, f"error: the notebook failed with {name}; as far as it got, it is {work}"])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hash_outs(stage, source: str, target: Path) -> dict[str, str]:
+    """Path -> md5 of the outputs other than the executed notebook."""
+    hashes = {}
+    for out in stage.outs:
+        if Path(out.def_path) == target:
+            continue
+        if not out.exists:
+            raise UserError(f"{source}: did not write {out.def_path}, an output of its stage; make it do so")
+        hashes[out.def_path] = out.get_hash().value
+    return dict(sorted(hashes.items()))
+
+
+def _host(seconds: float, started: float) -> dict:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 1),
+        "commit": commit or None,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def run(address: str) -> None:
+    """Run the stage at `address` (as in $DVC_STAGE: `[path/dvc.yaml:]name`) in the current folder.
+
+    Raises:
+        UserError: the stage and its notebook disagree about the parameters, another run is alive, an input is
+            missing or changed during the run, or an output was not written.
+        SystemExit: the notebook failed; the message is for the console.
+    """
+    name = address.rsplit(":", 1)[-1]
+    stage, record = inputs(name)
+    outs = [out.def_path for out in stage.outs]
+    source = next(p for p in record["deps"] if p.endswith(".ipynb"))
+    target = Path(next(p for p in outs if p.endswith(".ipynb")))
+    work = Path(".run", target.name)
+    work.parent.mkdir(exist_ok=True)
+
+    # Killing only DVC leaves a runner and its kernel alive and writing: never work beside one.
+    with open(work.with_suffix(".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{address}: an earlier run of this stage is still alive; stop it first") from None
+
+        declared = {key.split(".")[0] for key in record["params"]}
+        named = parameter_names(source)
+        if declared != named:
+            raise UserError(
+                f"{source}: its parameters cell names {sorted(named)}, but stage {name} declares "
+                f"{sorted(declared)}; make them equal"
+            )
+        parameters = nest(record["params"])
+        os.environ.update(_environment(parameters))
+        # For checkpoints: a state may be resumed only on the very same inputs.
+        seen = json.dumps(record, sort_keys=True).encode()
+        os.environ["LLICM_INPUTS"] = hashlib.sha256(seen).hexdigest()
+        started, clock = time.time(), time.perf_counter()
+        try:
+            with open(work.with_suffix(".log"), "w", encoding="utf-8") as log:
+                notebook = _execute(source, work, parameters, log)
+            try:
+                after, now = inputs(name)
+            except UserError:
+                now = None
+            if now != record:
+                raise UserError(
+                    f"{address}: its inputs changed while the notebook ran, nothing is recorded; run it again"
+                )
+            record = {"stage": address, **record, "outs": _hash_outs(after, source, target)}
+            text = nbformat.writes(normalise(notebook, record)) + "\n"
+            work.write_text(text, encoding="utf-8", newline="\n")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(work, target)
+        except BaseException as error:
+            for path in outs:
+                _remove(Path(path))
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            raise SystemExit(_explain(error, work)) from None
+        hosts = work.parent / "hosts"
+        hosts.mkdir(exist_ok=True)
+        facts = json.dumps(_host(time.perf_counter() - clock, started), indent=1)
+        (hosts / f"{name.replace('/', '-')}.json").write_text(facts + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "DVC_STAGE" not in os.environ:
+        sys.exit("error: this program runs a stage of the pipeline; start it with `dvc repro`")
+    try:
+        run(os.environ["DVC_STAGE"])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resumable training state, kept outside the pipeline's outputs.
+
+DVC deletes a stage's outputs before it runs, and its `persist: true` would let an old state leak into a new
+result. So checkpoints live in `.run/scratch/`, under a name that is a hash of everything that determines the
+result: a changed parameter, input or line of code simply never finds the old state.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+__all__ = ["Scratch"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SKIP = {"__pycache__", ".ipynb_checkpoints"}
+
+
+class Scratch:
+    """The checkpoint of one training run.
+
+    A resumed run must end in the same bytes as an uninterrupted one: the state handed to `save` holds
+    everything that changes between steps, and random numbers are derived from (seed, step), never from a
+    global generator.
+
+    Args:
+        name: of the run, for the file name. params: all parameters that determine the result (anything JSON
+        can hold). inputs: files and folders that determine it, apart from the code. In a pipeline run the
+        inputs that the stage
+            declares are included anyway (the runner passes their hash in $LLICM_INPUTS).
+        code: files and folders of code; by default this package without `study/`.
+        root: folder of the checkpoints, relative to the profile's folder.
+        keep_days: checkpoints not written for so many days are deleted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        params: dict | list,
+        inputs: Iterable[str | os.PathLike] = (),
+        code: Iterable[str | os.PathLike] | None = None,
+        root: str | os.PathLike = ".run/scratch",
+        keep_days: float = 14,
+    ):
+        if code is None:
+            code = [p for p in sorted(_PACKAGE.iterdir()) if p.name != "study"]
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
+        # the number of threads and the device change the order of sums, so also the bytes
+        digest.update(f"{torch.__version__} {torch.get_num_threads()} {torch.cuda.is_available()}".encode())
+        digest.update(os.environ.get("LLICM_INPUTS", "").encode())
+        for kind, paths in (("input", inputs), ("code", code)):
+            for number, path in enumerate(paths):
+                for relative, file in _files(Path(path)):
+                    digest.update(f"\0{kind} {number} {relative} ".encode())
+                    digest.update(hashlib.sha256(file.read_bytes()).digest())
+        self.path = Path(root) / f"{name}-{digest.hexdigest()[:16]}.pt"
+        self._prune(keep_days)
+
+    def load(self) -> dict | None:
+        """The state saved last, or None; nothing but tensors and plain values is ever unpickled."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch names no common type for a damaged archive
+            print(f"{self.path}: unreadable checkpoint ({type(error).__name__}), starting anew", file=sys.stderr)
+            return None
+        print(f"resuming from {self.path}", file=sys.stderr)
+        return state
+
+    def save(self, state: dict) -> None:
+        """Replace the checkpoint, so that a crash at any moment leaves the old one or the new one whole."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def done(self) -> None:
+        """Forget the checkpoint: the result is written."""
+        self.path.unlink(missing_ok=True)
+
+    def _prune(self, keep_days: float) -> None:
+        oldest = time.time() - keep_days * 86400
+        for file in self.path.parent.glob("*.pt"):
+            if file != self.path and file.stat().st_mtime < oldest:
+                file.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    if not path.is_dir():
+        return [(path.name, path)]
+    found = (f for f in path.rglob("*") if f.is_file() and not _SKIP & set(f.relative_to(path).parts))
+    return sorted((f.relative_to(path).as_posix(), f) for f in found)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One loop for everything that is trained: codec, restorer, adapted restorer, and LL-ICM.
+
+Every module of every method gets the same number of updates. The learning rate is held constant over a *trunk*
+and then decays to zero; the separately trained codec and restorer go down their own branch, while the adapted
+restorer and LL-ICM branch off the same trunks. So methods differ in what the last updates optimise, not in how
+many there were (warm-up, stable, decay: Hu et al., "MiniCPM", 2024; Hägele et al., NeurIPS 2024).
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llicm.data.stream import PairStream
+from llicm.errors import UserError
+from llicm.framework import LLICM
+from llicm.objectives import bits_per_pixel, distance
+
+__all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the loss (see `llicm.objectives`) and the mixtures of distances for D and P."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    distortion: dict[str, float] = field(default_factory=dict)
+    perception: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, output, x: Tensor, ideal: Tensor, lmbda: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W)."""
+        per_sample = x.new_zeros(len(x))
+        if self.alpha:
+            per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, x)
+        if self.gamma:
+            per_sample = per_sample + self.gamma * lmbda * distance(self.perception, output.enhanced, ideal)
+        bpp = x.new_zeros(len(x))
+        if output.likelihoods:
+            bpp = bits_per_pixel(output.likelihoods, *x.shape[-2:])
+        return (per_sample + self.beta * bpp).mean(), bpp
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, trunk: int, steps: int) -> float:
+    """Linear warm-up, constant to `trunk`, then a cosine to zero at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step < trunk:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - trunk) / max(steps - trunk, 1)))
+
+
+def bf16_pays() -> bool:
+    """Whether this processor computes in bfloat16 natively (AVX512-BF16, AMX, or a GPU of Ampere or later)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo")
+    words = set(flags.read_text().split()) if flags.exists() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+class Trainer:
+    """Trains the parts named in `trains` of a system; the others are frozen.
+
+    Args:
+        system: codec and/or restorer.
+        trains: which of "codec", "restorer" to update.
+        objective: the loss.
+        stream: training pairs by step.
+        tasks: names of the stream's tasks, for the log.
+        steps, trunk, warmup: schedule in updates. lr: peak learning rate. clip: gradient norm limit.
+        precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
+        seed: of the levels and the quantisation noise; step s depends on (seed, s) alone.
+        log_every: updates between two rows of the log.
+    """
+
+    def __init__(
+        self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
+        steps: int, trunk: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
+    ):  # fmt: skip
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        wrong = sorted(set(trains) - {"codec", "restorer"})
+        if wrong:
+            raise UserError(f"params.yaml: an arm can train codec and restorer, not '{wrong[0]}'")
+        if precision == "auto":
+            precision = "bf16" if bf16_pays() else "fp32"
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process trains several arms in tests
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision)
+        )
+        self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
+        self.trains, self.clip, self.seed, self.log_every = trains, clip, seed, log_every
+        self.schedule = {"peak": lr, "warmup": warmup, "trunk": trunk, "steps": steps}
+        system.requires_grad_(False)
+        for name in trains:
+            getattr(system, name).requires_grad_(True)
+        self.parameters = [
+            p for name, p in system.named_parameters() if p.requires_grad and not name.endswith(".quantiles")
+        ]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.99))
+        system.to(memory_format=torch.channels_last)
+        self.model, self.optimizer = self.accelerator.prepare(system, self.optimizer)
+        self.step, self.rows, self.window, self.trunk_weights = 0, [], [], None
+        self.seconds = {"data": 0.0, "update": 0.0}
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return self.schedule["steps"]
+
+    def run(self, until: int | None = None, checkpoint=None, checkpoint_every: int = 0) -> list[dict]:
+        """Train up to (not including) step `until`; returns the log so far.
+
+        Args:
+            checkpoint: object with `save(state)`, called every `checkpoint_every` updates, or None.
+        """
+        from tqdm import tqdm
+
+        until = self.steps if until is None else min(until, self.steps)
+        self.system.train()
+        for name in {"codec", "restorer"} - set(self.trains):
+            if getattr(self.system, name) is not None:
+                getattr(self.system, name).eval()
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", file=sys.stderr, mininterval=10)
+        while self.step < until:
+            row = self._update()
+            bar.update()
+            if row is not None:
+                self.rows.append(row)
+                bar.set_postfix_str(f"loss {row['loss']:.3g} bpp {row['bpp']:.2f}")
+            if checkpoint is not None and checkpoint_every and self.step % checkpoint_every == 0:
+                checkpoint.save(self.state())
+        bar.close()
+        self.system.eval()
+        return self.rows
+
+    def _update(self) -> dict | None:
+        started = time.perf_counter()
+        batch = self.stream.batch(self.step)
+        device = self.accelerator.device
+        x, ideal = (t.to(device, memory_format=torch.channels_last) for t in (batch.degraded, batch.ideal))
+        loaded = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, **self.schedule)
+        # The quantisation noise of compressai is drawn from the global generator: seed it per step, and give it back.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed * 1_000_003 + self.step)
+            level, lmbda = self._levels(len(x), device)
+            with self.accelerator.autocast():
+                output = self.model(x, level)
+            loss, bpp = self.objective(output, x, ideal, lmbda)
+            self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.window.append(self._measure(loss, bpp, output, x, ideal, batch.task))
+        self.seconds["data"] += loaded - started
+        self.seconds["update"] += time.perf_counter() - loaded
+        if self.step % self.log_every and self.step != self.steps:
+            return None
+        return self._close_window()
+
+    def _levels(self, n: int, device) -> tuple[Tensor | None, Tensor | float]:
+        if self.system.codec is None:
+            return None, 1.0
+        # A level in every equal share of the range: each batch covers the whole of it, ends included.
+        top = self.system.codec.levels - 1
+        spread = (torch.randperm(n) + torch.rand(n)) / n
+        level = ((spread * 1.2 - 0.1).clamp(0, 1) * top).to(device)
+        return level, self.system.codec.lambdas(level)
+
+    @torch.no_grad()
+    def _measure(self, loss, bpp, output, x, ideal, task) -> dict:
+        def psnr(a, b):
+            return -10 * (a.clamp(0, 1) - b).square().mean((1, 2, 3)).log10()
+
+        return {
+            "loss": float(loss), "bpp": float(bpp.mean()), "task": task,
+            "before": psnr(x, ideal).cpu(), "after": psnr(output.enhanced.detach(), ideal).cpu(),
+        }  # fmt: skip
+
+    def _close_window(self) -> dict:
+        rows, self.window = self.window, []
+        if not all(math.isfinite(r["loss"]) for r in rows):
+            raise UserError(f"training diverged before step {self.step}: lower training.lr in params.yaml")
+        row = {"step": self.step}
+        row |= {key: sum(r[key] for r in rows) / len(rows) for key in ("loss", "bpp")}
+        task, before, after = (torch.cat([r[k] for r in rows]) for k in ("task", "before", "after"))
+        for i, name in enumerate(self.tasks):
+            if (task == i).any():
+                row[f"psnr_degraded/{name}"] = float(before[task == i].mean())
+                row[f"psnr/{name}"] = float(after[task == i].mean())
+        return row
+
+    def state(self) -> dict:
+        """Everything a resumed run needs to end in the same bytes."""
+        return {
+            "step": self.step, "system": self.system.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "rows": json.dumps(self.rows), "trunk": self.trunk_weights,
+        }  # fmt: skip
+
+    def restore(self, state: dict) -> None:
+        """Continue from what `state` returned (at a multiple of `log_every`, where the log's window is empty)."""
+        self.system.load_state_dict(state["system"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.rows, self.trunk_weights = state["step"], json.loads(state["rows"]), state["trunk"]
+
+
+def train_arm(
+    name: str, spec: dict, *, photos: list[Tensor], paired: dict | None, tasks: list[str], data: dict, codec: dict,
+    restorer: dict, training: dict, seed: int, models: Path, out: Path, checkpoint=None,
+) -> "Trainer":  # fmt: skip
+    """Train one arm of params.yaml and write its parts; returns the finished trainer, whose `rows` are the log.
+
+    An arm without `start` builds its parts anew, trains `training.trunk + training.branch` updates and also writes
+    the weights as they are at the end of the trunk (`trunk.safetensors`). An arm with `start` (part -> weight file
+    below `models`) trains `training.branch` updates from there.
+
+    Args:
+        spec: `trains` (parts to update), `start` (or null) and `objective`.
+        photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
+        data, codec, restorer, training: groups of params.yaml. out: folder of this arm's weights.
+        checkpoint: see `llicm.study.scratch`; None to go without.
+
+    Raises:
+        UserError: unknown parts or distances, missing weights to start from, or divergence.
+    """
+    from llicm.codec.learned import make_codec
+    from llicm.framework import load_part, save_part
+    from llicm.restore.direct import make_restorer
+
+    torch.manual_seed(seed)
+    start = spec["start"]
+    if start:
+        parts = {kind: load_part(kind, Path(models) / file) for kind, file in start.items()}
+    else:
+        makers = {"codec": (make_codec, codec), "restorer": (make_restorer, restorer)}
+        parts = {kind: makers[kind][0](**makers[kind][1]) for kind in spec["trains"]}
+    system = LLICM(parts.get("codec"), parts.get("restorer"))
+    if len(parts) == 2:
+        system.restorer.coded = True
+    trunk = 0 if start else training["trunk"]
+    if training["checkpoint_every"] % training["log_every"]:
+        raise UserError("params.yaml: training.checkpoint_every must be a multiple of training.log_every")
+    stream = PairStream(
+        photos, tasks, training["crop"], training["batch"], seed, data["dead_leaves_share"],
+        tuple(data["severity"]), data["pool"], data["refresh"], paired,
+    )  # fmt: skip
+    trainer = Trainer(
+        system, spec["trains"], Objective(**spec["objective"]), _Shifted(stream, 0 if trunk else training["trunk"]),
+        tasks, steps=trunk + training["branch"], trunk=trunk, warmup=training["warmup"], lr=training["lr"],
+        clip=training["clip"], precision=training["precision"], seed=seed, log_every=training["log_every"],
+    )  # fmt: skip
+    saved = checkpoint.load() if checkpoint is not None else None
+    if saved is not None:
+        trainer.restore(saved)
+    if trunk and trainer.trunk_weights is None:
+        trainer.run(trunk, checkpoint, training["checkpoint_every"])
+        # Kept in the checkpoint too: a pipeline that resumes has deleted the arm's files.
+        trainer.trunk_weights = {name: value.clone() for name, value in system.state_dict().items()}
+    trainer.run(None, checkpoint, training["checkpoint_every"])
+    if trunk:
+        (part,) = spec["trains"]
+        prefix = part + "."
+        weights = {n.removeprefix(prefix): v for n, v in trainer.trunk_weights.items() if n.startswith(prefix)}
+        save_part(getattr(system, part), Path(out) / "trunk.safetensors", weights)
+    for kind, part in parts.items():
+        if kind == "codec" and kind in spec["trains"]:
+            part.finish()
+        save_part(part, Path(out) / f"{kind}.safetensors")
+    if checkpoint is not None:
+        checkpoint.done()
+    return trainer
+
+
+class _Shifted:
+    """A stream seen from a later step: arms that branch off a trunk go on with the data where the trunk stopped."""
+
+    def __init__(self, stream: PairStream, offset: int):
+        self.stream, self.offset = stream, offset
+
+    def batch(self, step: int):
+        return self.stream.batch(step + self.offset)

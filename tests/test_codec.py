@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from llicm.codec.learned import make_codec
+from llicm.errors import BitstreamError, UserError
+from llicm.framework import load_part, save_part
+from llicm.objectives import bits_per_pixel
+
+LAMBDAS = [0.002, 0.007, 0.02, 0.07]
+
+
+@pytest.fixture(scope="module")
+def codec():
+    """A tiny codec whose latents are spread out by hand, so that its untrained bitstreams carry real symbols."""
+    torch.manual_seed(0)
+    codec = make_codec("mean-scale", N=8, M=12, lambdas=LAMBDAS)
+    with torch.no_grad():
+        codec.g_a[-1].weight.mul_(20)
+        codec.h_a[-1].weight.mul_(5)
+    codec.finish()
+    return codec.eval()
+
+
+@pytest.fixture(scope="module")
+def image():
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, 7, 9, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(101, 147), mode="bicubic")[0].clamp(0, 1)
+
+
+@pytest.mark.parametrize("level", [0, 1.5, 3])
+def test_decoding_equals_the_encoders_reconstruction(codec, image, level):
+    data, reconstruction = codec.encode(image, level)
+    decoded, decoded_level = codec.decode(data)
+    assert torch.equal(decoded, reconstruction)
+    assert decoded.shape == image.shape
+    assert decoded_level == level
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (65, 129)])
+def test_any_size(codec, size):
+    x = torch.rand(3, *size, generator=torch.Generator().manual_seed(2))
+    data, reconstruction = codec.encode(x, 2)
+    decoded, _ = codec.decode(data)
+    assert torch.equal(decoded, reconstruction) and decoded.shape == x.shape
+
+
+def test_higher_levels_spend_more(codec, image):
+    sizes = [len(codec.encode(image, level)[0]) for level in (0, 0.5, 1, 2, 3)]
+    assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
+
+
+def test_gains_interpolate_geometrically(codec):
+    low, high, middle = (codec.gains(torch.tensor([level]))[0] for level in (1.0, 2.0, 1.5))
+    assert torch.allclose(middle, (low * high).sqrt())
+    assert codec.lambdas(torch.tensor([1.0, 1.5, 2.0])).tolist() == pytest.approx([0.007, (0.007 * 0.02) ** 0.5, 0.02])
+
+
+def test_estimated_rate_bounds_the_real_one(codec):
+    """Untrained scales put many symbols below the likelihood bound of 1e-9: the estimate lies above the real rate."""
+    x = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        out = codec(x[None], torch.tensor([3.0]))
+    estimate = float(bits_per_pixel(out["likelihoods"], 256, 256))
+    real = 8 * len(codec.encode(x, 3)[0]) / 256**2
+    assert 0.6 * estimate < real < 1.02 * estimate + 8 * 100 / 256**2
+
+
+def test_gradient_reaches_every_parameter(codec):
+    torch.manual_seed(0)
+    fresh = make_codec("mean-scale", N=8, M=12, lambdas=LAMBDAS)
+    out = fresh(torch.rand(4, 3, 64, 64), torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    (out["x_hat"].square().mean() + bits_per_pixel(out["likelihoods"], 64, 64).mean()).backward()
+    without = [n for n, p in fresh.named_parameters() if p.grad is None and not n.endswith("quantiles")]
+    assert without == []
+
+
+def test_weights_survive_a_file_and_bind_the_bitstream(codec, image, tmp_path):
+    save_part(codec, tmp_path / "codec.safetensors")
+    again = load_part("codec", tmp_path / "codec.safetensors")
+    data = codec.encode(image, 1)[0]
+    assert again.encode(image, 1)[0] == data
+    assert torch.equal(again.decode(data)[0], codec.decode(data)[0])
+    with torch.no_grad():
+        again.g_s[0].bias[0] += 1
+    again.train().eval()
+    with pytest.raises(BitstreamError, match="written by model"):
+        again.decode(data)
+
+
+def test_nan_is_refused_before_the_range_coder(codec):
+    x = torch.rand(3, 64, 64)
+    x[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        codec.encode(x, 1)
+    broken = make_codec("mean-scale", N=8, M=12, lambdas=LAMBDAS)
+    with torch.no_grad():
+        broken.g_a[0].weight.fill_(float("inf"))
+    broken.finish()
+    with pytest.raises(ValueError, match="not finite"):
+        broken.eval().encode(torch.rand(3, 64, 64), 1)
+
+
+def test_damaged_weight_file_is_named(tmp_path):
+    (tmp_path / "codec.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(UserError, match="codec.safetensors.*dvc repro"):
+        load_part("codec", tmp_path / "codec.safetensors")
+    with pytest.raises(UserError, match="no such weights"):
+        load_part("codec", tmp_path / "absent.safetensors")
+
+
+def test_unknown_codec_is_named():
+    with pytest.raises(UserError, match="nonesuch.*mean-scale"):
+        make_codec("nonesuch")

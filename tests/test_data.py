@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Generator
+
+from llicm.data.corpus import load_photos
+from llicm.data.dead_leaves import _occlusion, dead_leaves
+from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, write_pairs
+from llicm.data.show import contact_sheet, leaves_sheet
+from llicm.data.stream import PairStream
+from llicm.errors import UserError
+from llicm.images import write_png
+
+ROOT = Path(__file__).parents[1]
+TASKS = ["noisy", "rainy", "hazy", "low-light", "motion-blurry"]
+
+
+def photo(seed, height=90, width=120):
+    coarse = torch.rand(1, 3, 6, 6, generator=Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
+
+
+def put(folder, names, first=0):
+    for index, name in enumerate(names):
+        write_png(photo(first + index), folder / name)
+
+
+# --- corpus ---
+
+
+def test_split_folders(tmp_path):
+    put(tmp_path / "train", ["a.png", "b.png"])
+    put(tmp_path / "test", ["a.png"], first=10)
+    corpus = load_photos(tmp_path)
+    assert list(corpus.train) == ["a", "b"] and list(corpus.test) == ["a"]
+    assert corpus.train["a"].shape == (3, 90, 120)
+
+
+@pytest.mark.parametrize(("names", "test"), [("ab", "b"), ("abc", "c"), ("abcd", "c"), ("abcdefg", "cf")])
+def test_flat_folder_is_split_by_name(tmp_path, names, test):
+    put(tmp_path, [f"{n}.png" for n in names])
+    corpus = load_photos(tmp_path)
+    assert "".join(corpus.test) == test
+    assert "".join(corpus.train) == "".join(n for n in names if n not in test)
+
+
+def test_corpus_errors(tmp_path):
+    with pytest.raises(UserError, match="dvc pull data.dvc"):
+        load_photos(tmp_path / "absent")
+    with pytest.raises(UserError, match="no photos.*dvc pull"):
+        load_photos(tmp_path)
+    put(tmp_path / "one", ["a.png"])
+    with pytest.raises(UserError, match="a single photo"):
+        load_photos(tmp_path / "one")
+    put(tmp_path / "half" / "train", ["a.png"])
+    with pytest.raises(UserError, match="half/test"):
+        load_photos(tmp_path / "half")
+    put(tmp_path / "stems", ["a.png", "b.png"])
+    (tmp_path / "stems" / "a.bmp").write_bytes((tmp_path / "stems" / "b.png").read_bytes())
+    with pytest.raises(UserError, match="also called a"):
+        load_photos(tmp_path / "stems")
+    put(tmp_path / "small", ["a.png"])
+    write_png(photo(3, 63, 200), tmp_path / "small" / "b.png")
+    with pytest.raises(UserError, match="b.png.*200x63.*64"):
+        load_photos(tmp_path / "small")
+    put(tmp_path / "bad", ["a.png", "b.png"])
+    (tmp_path / "bad" / "c.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="c.png"):
+        load_photos(tmp_path / "bad")
+
+
+def test_the_same_picture_in_both_parts_is_refused_even_under_another_name_and_format(tmp_path):
+    put(tmp_path / "train", ["a.png", "b.png"])
+    put(tmp_path / "test", ["c.png"], first=10)
+    Image.open(tmp_path / "train" / "b.png").save(tmp_path / "test" / "other.bmp")
+    with pytest.raises(UserError, match="other.*training photo b"):
+        load_photos(tmp_path)
+
+
+def test_embedded_photos_are_as_stated():
+    data = ROOT / "data"
+    if not data.is_dir():
+        pytest.skip("the embedded photos are not here: run `dvc pull data.dvc`")
+    corpus = load_photos(data)
+    assert len(corpus.train) >= 3 and len(corpus.test) >= 3
+    stated = dict(re.findall(r"^([0-9a-f]{64})  (\S+)$", (data / "SOURCES.md").read_text(), re.M))
+    found = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path.relative_to(data).as_posix()
+        for part in ("train", "test")
+        for path in (data / part).iterdir()
+    }
+    assert stated == found
+
+
+# --- dead leaves ---
+
+
+def test_dead_leaves_are_seeded_cover_the_plane_and_use_the_sources():
+    sources = [photo(0), photo(1)]
+    first = dead_leaves(64, sources, Generator().manual_seed(1))
+    assert first.shape == (3, 64, 64) and first.min() >= 0 and first.max() <= 1
+    assert torch.equal(first, dead_leaves(64, sources, Generator().manual_seed(1)))
+    assert not torch.equal(first, dead_leaves(64, sources, Generator().manual_seed(2)))
+    # Grey sources can only give grey leaves, a black one black leaves.
+    grey = dead_leaves(64, [photo(0)[:1].expand(3, -1, -1)], Generator().manual_seed(1))
+    assert torch.equal(grey[0], grey[1]) and grey.std() > 0.05
+    assert dead_leaves(64, [torch.zeros(3, 64, 64)], Generator().manual_seed(1)).max() == 0
+
+
+def test_leaf_sizes_follow_the_power_law():
+    owner = _occlusion(192, np.random.default_rng(0))
+    sizes = np.unique(owner, return_counts=True)[1]
+    assert (owner == 0).mean() < 0.005
+    assert sizes.max() > 40 * np.median(sizes)  # heavy tail: a few large leaves, many small ones
+
+
+def test_dead_leaves_need_a_source():
+    with pytest.raises(ValueError, match="source"):
+        dead_leaves(64, [], Generator())
+
+
+# --- stream ---
+
+
+def make_stream(**changes):
+    arguments = dict(
+        photos=[photo(0, 90, 120), photo(1, 150, 100), photo(2, 40, 30)],
+        tasks=TASKS,
+        crop=48,
+        batch=7,
+        seed=3,
+        dead_leaves_share=0.5,
+        severity=(0.2, 0.8),
+        pool=3,
+        refresh=2,
+    )
+    return PairStream(**(arguments | changes))
+
+
+def same(a, b):
+    return all(torch.equal(x.nan_to_num(-1), y.nan_to_num(-1)) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_depends_on_the_step_alone():
+    stream = make_stream()
+    ahead = [stream.batch(step) for step in range(8)]
+    fresh = make_stream()
+    for step in (6, 0, 7, 3):
+        assert same(fresh.batch(step), ahead[step])
+    assert not same(ahead[0], ahead[1])
+    assert not same(make_stream(seed=4).batch(0), ahead[0])
+    assert len(stream._leaves) <= 6  # the pool does not grow without end
+
+
+def test_batches_have_the_promised_shape_and_range():
+    batch = make_stream().batch(1)
+    assert batch.ideal.shape == batch.degraded.shape == (7, 3, 48, 48)
+    assert batch.task.dtype == torch.int64 and batch.severity.dtype == torch.float32
+    assert 0.2 <= batch.severity.min() and batch.severity.max() <= 0.8
+    for images in (batch.ideal, batch.degraded):
+        assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+    assert (batch.ideal - batch.degraded).abs().amax((1, 2, 3)).min() > 0
+
+
+def test_tasks_take_turns_across_steps():
+    stream = make_stream()
+    turns = torch.cat([stream.batch(step).task for step in range(5)])
+    assert turns.tolist() == [i % 5 for i in range(35)]
+
+
+def test_every_row_is_degraded_by_its_own_task():
+    flat = torch.full((3, 64, 64), 0.6)
+    stream = make_stream(photos=[flat], dead_leaves_share=0.0, tasks=["low-light", "snowy", "uncompleted"], batch=6)
+    batch = stream.batch(0)
+    assert (batch.ideal - 0.6).abs().max() < 1e-5
+    means = batch.degraded.mean((1, 2, 3))
+    for row, task in enumerate(batch.task.tolist()):
+        assert means[row] < 0.55 if task == 0 else means[row] > 0.6
+
+
+def test_ready_made_pairs_are_cut_alike_and_make_half_of_the_rows():
+    ideal = torch.arange(3 * 60 * 70).reshape(3, 60, 70).float() / (3 * 60 * 70) * 0.5
+    stream = make_stream(paired={"rainy": [Pair("p", ideal, ideal + 0.5)]}, dead_leaves_share=0.0, batch=10)
+    ready = 0
+    for step in range(30):
+        batch = stream.batch(step)
+        known = ~batch.severity.isnan()
+        assert known[batch.task != TASKS.index("rainy")].all()
+        rows = ~known
+        ready += int(rows.sum())
+        torch.testing.assert_close(batch.degraded[rows], batch.ideal[rows] + 0.5)
+    assert 18 <= ready <= 42  # of 60
+
+
+def test_training_uses_training_photos_only():
+    # The stream is told of the red photo only: nothing green may turn up.
+    red, green = torch.zeros(3, 80, 80), torch.zeros(3, 80, 80)
+    red[0], green[1] = 0.8, 0.8
+    stream = make_stream(photos=[red], dead_leaves_share=0.0)
+    assert make_stream(photos=[green], dead_leaves_share=0.0).batch(0).ideal[:, 1].max() > 0
+    assert stream.batch(0).ideal[:, 1:].max() == 0
+
+
+def test_stream_errors():
+    for wrong in (
+        {"photos": []},
+        {"severity": (0.5, 0.2)},
+        {"dead_leaves_share": 2.0},
+        {"batch": 0},
+    ):
+        with pytest.raises(ValueError):
+            make_stream(**wrong)
+    with pytest.raises(UserError, match="foggy"):
+        make_stream(tasks=["noisy", "foggy"])
+
+
+# --- pairs ---
+
+
+def test_pairs_round_trip(tmp_path):
+    photos = {"a": photo(0), "b": photo(1, 200, 70)}
+    write_pairs(photos, tmp_path, ["noisy", "hazy"], 0.5, 0, "val", 100)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")) == [
+        f"val/{word}/{kind}/{name}.png" for word in ("hazy", "noisy") for kind in ("GT", "LQ") for name in "ab"
+    ]
+    pairs = read_pairs(tmp_path, "val", "noisy")
+    assert [p.name for p in pairs] == ["a", "b"]
+    assert pairs[0].ideal.shape == (3, 90, 100) and pairs[1].degraded.shape == (3, 100, 70)
+    assert (pairs[0].ideal - photos["a"][:, :, 10:110]).abs().max() <= 0.5 / 255 + 1e-6
+    assert not torch.equal(pairs[0].ideal, pairs[0].degraded)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_pairs_do_not_depend_on_company_or_order(tmp_path):
+    photos = {"a": photo(0), "b": photo(1)}
+    write_pairs(photos, tmp_path / "x", ["noisy", "rainy"], 0.5, 0, "val", None)
+    write_pairs({"b": photo(1)}, tmp_path / "y", ["rainy"], 0.5, 0, "val", None)
+    write_pairs({"b": photo(1)}, tmp_path / "z", ["rainy"], 0.5, 1, "val", None)
+    name = "val/rainy/LQ/b.png"
+    first = (tmp_path / "x" / name).read_bytes()
+    assert first == (tmp_path / "y" / name).read_bytes() != (tmp_path / "z" / name).read_bytes()
+
+
+def test_rewriting_replaces_and_a_failure_keeps_the_old(tmp_path):
+    write_pairs({"old": photo(0)}, tmp_path, ["noisy"], 0.5, 0, "val", None)
+    with pytest.raises(ValueError):
+        write_pairs({"new": photo(0)}, tmp_path, ["noisy"], 7.0, 0, "val", None)
+    assert [p.name for p in read_pairs(tmp_path, "val", "noisy")] == ["old"]
+    write_pairs({"new": photo(0)}, tmp_path, ["noisy"], 0.5, 0, "val", None)
+    assert [p.name for p in read_pairs(tmp_path, "val", "noisy")] == ["new"]
+    assert [p.name for p in (tmp_path / "val").iterdir()] == ["noisy"]
+
+
+def test_foreign_pairs_match_by_stem(tmp_path):
+    folder = tmp_path / "train" / "rainy"
+    put(folder / "GT", ["1.png", "2.png", "3.png"])
+    (folder / "LQ").mkdir()
+    for name in ("1", "2"):
+        Image.open(folder / "GT" / f"{name}.png").save(folder / "LQ" / f"{name}.jpg")
+    assert [p.name for p in read_pairs(tmp_path, "train", "rainy")] == ["1", "2"]
+
+
+def test_pair_errors(tmp_path):
+    with pytest.raises(UserError, match="val/noisy"):
+        read_pairs(tmp_path, "val", "noisy")
+    folder = tmp_path / "val" / "noisy"
+    put(folder / "GT", ["1.png"])
+    (folder / "LQ").mkdir()
+    with pytest.raises(UserError, match="LQ: no images"):
+        read_pairs(tmp_path, "val", "noisy")
+    put(folder / "LQ", ["1.png", "2.png"])
+    with pytest.raises(UserError, match="2.png.*no ideal picture"):
+        read_pairs(tmp_path, "val", "noisy")
+    (folder / "LQ" / "2.png").unlink()
+    write_png(photo(0, 80, 80), folder / "LQ" / "1.png")
+    with pytest.raises(UserError, match="1.png.*80x80.*120x90"):
+        read_pairs(tmp_path, "val", "noisy")
+
+
+# --- figures and the notebook ---
+
+
+def test_sheets():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figure = contact_sheet(photo(0), ["noisy", "hazy"], [0, 0.5, 1], 0, side=64)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert len(titles) == 8 and titles[0] == "clean" and re.fullmatch(r"severity 0.5, \d+\.\d dB", titles[2])
+    assert [figure.axes[i].get_ylabel() for i in (0, 4)] == ["noisy", "hazy"]
+    assert len(leaves_sheet([photo(0)], 2, 32, 0).axes) == 2
+    matplotlib.pyplot.close("all")
+
+
+def test_notebook_is_thin_and_parameterised():
+    notebook = nbformat.read(ROOT / "notebooks" / "1_degrade.ipynb", as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names = {}
+    exec(tagged[0].source, names)
+    assert {"seed", "photos", "tasks", "degrade"} <= set(names)
+    assert not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
+
+
+def test_ready_made_pairs_drop_in(tmp_path):
+    """An official paired dataset replaces the test pairs of its task and joins the training stream."""
+    photos = {"p": torch.rand(3, 70, 80, generator=torch.Generator().manual_seed(0))}
+    write_pairs(photos, tmp_path / "ours", ["noisy", "hazy"], 0.5, 0, "val", 64)
+    write_pairs({"q": photos["p"]}, tmp_path / "theirs", ["hazy"], 0.9, 1, "val", None)
+    write_pairs({"q": photos["p"]}, tmp_path / "theirs", ["hazy"], 0.9, 1, "train", None)
+    assert [copy_pairs(tmp_path / "theirs", tmp_path / "ours", word, 64) for word in ("noisy", "hazy")] == [0, 1]
+    (hazy,) = read_pairs(tmp_path / "ours", "val", "hazy")
+    assert hazy.name == "q" and hazy.ideal.shape == (3, 64, 64)
+    assert [p.name for p in read_pairs(tmp_path / "ours", "val", "noisy")] == ["p"]
+    assert set(read_training_pairs(tmp_path / "theirs", ["noisy", "hazy"])) == {"hazy"}
+    with pytest.raises(UserError, match="paired: null"):
+        read_training_pairs(tmp_path / "nowhere", ["noisy"])

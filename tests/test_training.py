@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+
+from llicm.codec.learned import make_codec
+from llicm.data.stream import PairStream
+from llicm.errors import UserError
+from llicm.framework import LLICM, load_part
+from llicm.objectives import DISTANCES, distance
+from llicm.restore.direct import make_restorer
+from llicm.training import Objective, Trainer, learning_rate, train_arm
+
+TASKS = ["noisy", "hazy"]
+CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
+RESTORER = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
+TRAINING = {
+    "batch": 4, "crop": 64, "trunk": 4, "branch": 4, "lr": 1e-3, "warmup": 2, "clip": 1.0, "precision": "fp32",
+    "log_every": 2, "checkpoint_every": 2,
+}  # fmt: skip
+DATA = {"dead_leaves_share": 0.5, "pool": 2, "refresh": 10, "severity": [0.0, 1.0]}
+RDO = {"alpha": 1.0, "beta": 1.0, "gamma": 0.0, "distortion": {"mse": 1.0}, "perception": {}}
+RESTORE = {"alpha": 0.0, "beta": 0.0, "gamma": 0.01, "distortion": {}, "perception": {"log_mse": 1.0}}
+RPO = {"alpha": 0.1, "beta": 1.0, "gamma": 1.0, "distortion": {"mse": 1.0}, "perception": {"log_mse": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def photos():
+    coarse = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return list(torch.nn.functional.interpolate(coarse, size=(140, 150), mode="bicubic").clamp(0, 1))
+
+
+def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, **changes):
+    return train_arm(
+        name, spec, photos=photos, paired=None, tasks=TASKS, data=DATA, codec=CODEC, restorer=RESTORER,
+        training=TRAINING | changes, seed=0, models=tmp_path, out=out or tmp_path / "separate" / name,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def test_schedule():
+    rate = [learning_rate(s, peak=1.0, warmup=10, trunk=100, steps=200) for s in range(201)]
+    assert rate[0] == 0.1 and rate[9] == rate[99] == rate[100] == 1.0
+    assert rate[150] == pytest.approx(0.5) and rate[200] == pytest.approx(0)
+    assert rate[100:] == sorted(rate[100:], reverse=True)
+
+
+@pytest.mark.parametrize("name", sorted(DISTANCES))
+def test_distances_order_and_differentiate(name):
+    torch.manual_seed(0)
+    ideal = torch.rand(2, 3, 128, 128)
+    noise = torch.randn_like(ideal)
+    near, far = (DISTANCES[name]((ideal + s * noise).clamp(0, 1), ideal) for s in (0.02, 0.1))
+    assert near.shape == (2,) and (near < far).all()
+    guess = (ideal + 0.05 * noise).requires_grad_()
+    distance({name: 2.0}, guess, ideal).sum().backward()
+    assert torch.isfinite(guess.grad).all() and guess.grad.abs().sum() > 0
+
+
+def test_distances_meet_at_28_db():
+    ideal = torch.full((1, 3, 64, 64), 0.5)
+    for name in ("mse", "log_mse"):
+        error = torch.tensor(10 / 255).requires_grad_()  # 255^2 MSE = 100
+        (slope,) = torch.autograd.grad(DISTANCES[name](ideal + error, ideal).sum(), error)
+        assert float(slope) == pytest.approx(2 * 10 * 255, rel=0.01)
+
+
+def test_objective_is_the_stated_sum(photos):
+    torch.manual_seed(0)
+    system = LLICM(make_codec(**CODEC), make_restorer(**RESTORER))
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    out = system(x, torch.tensor([0.0, 3.0]))
+    lmbda = torch.tensor([0.002, 0.07])
+    loss, bpp = Objective(**RPO)(out, x, ideal, lmbda)
+    by_hand = 0.1 * lmbda * DISTANCES["mse"](out.decoded, x) + lmbda * DISTANCES["log_mse"](out.enhanced, ideal) + bpp
+    assert float(loss) == pytest.approx(float(by_hand.mean()), rel=1e-5)
+
+
+def test_unknown_distance_is_named():
+    with pytest.raises(UserError, match="nonesuch"):
+        distance({"nonesuch": 1.0}, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+
+
+def test_perception_term_reaches_the_encoder(photos):
+    torch.manual_seed(0)
+    system = LLICM(make_codec(**CODEC), make_restorer(**RESTORER))
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    pure = Objective(alpha=0.0, beta=0.0, gamma=1.0, distortion={}, perception={"log_mse": 1.0})
+    pure(system(x, torch.tensor([1.0, 2.0])), x, ideal, 0.01)[0].backward()
+    assert system.codec.g_a[0].weight.grad.abs().sum() > 0
+
+
+def test_frozen_parts_do_not_move(photos):
+    torch.manual_seed(0)
+    system = LLICM(make_codec(**CODEC), make_restorer(**RESTORER))
+    before = copy.deepcopy(system.state_dict())
+    stream = PairStream(photos, TASKS, 64, 4, 0, 0.0, (0.0, 1.0), 1, 10)
+    Trainer(
+        system, ["restorer"], Objective(**RESTORE), stream, TASKS,
+        steps=3, trunk=3, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=1,
+    ).run()  # fmt: skip
+    moved = {n for n, v in system.state_dict().items() if not torch.equal(v, before[n])}
+    assert moved and all(n.startswith("restorer.") for n in moved)
+
+
+class Memory:
+    """A checkpoint that can be interrupted after a number of saves."""
+
+    def __init__(self, interrupt_after=None):
+        self.state, self.left, self.finished = None, interrupt_after, False
+
+    def load(self):
+        return self.state
+
+    def save(self, state):
+        self.state = copy.deepcopy(state)
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    def done(self):
+        self.finished = True
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_an_interrupted_run_ends_in_the_same_bytes(photos, tmp_path, saves):
+    spec = {"trains": ["codec"], "start": None, "objective": RDO}
+    whole = arm(photos, tmp_path, "codec", spec, out=tmp_path / "whole")
+    memory = Memory(interrupt_after=saves)
+    with pytest.raises(KeyboardInterrupt):
+        arm(photos, tmp_path, "codec", spec, memory, out=tmp_path / "broken")
+    memory.left = None
+    resumed = arm(photos, tmp_path, "codec", spec, memory, out=tmp_path / "resumed")
+    assert memory.finished and resumed.rows == whole.rows
+    for name in ("codec.safetensors", "trunk.safetensors"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_arms_build_on_each_other(photos, tmp_path):
+    arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
+    arm(photos, tmp_path, "restorer", {"trains": ["restorer"], "start": None, "objective": RESTORE})
+    start = {"codec": "separate/codec/codec.safetensors", "restorer": "separate/restorer/trunk.safetensors"}
+    adapted = {"trains": ["restorer"], "start": start, "objective": RESTORE}
+    arm(photos, tmp_path, "adapted", adapted, out=tmp_path / "adapted")
+    frozen = (tmp_path / "adapted" / "codec.safetensors").read_bytes()
+    assert frozen == (tmp_path / "separate" / "codec" / "codec.safetensors").read_bytes()
+    joint = {"trains": ["codec", "restorer"], "start": start, "objective": RPO}
+    joint["start"] = start | {"codec": "separate/codec/trunk.safetensors"}
+    trainer = arm(photos, tmp_path, "llicm", joint, out=tmp_path / "llicm")
+    assert trainer.rows[-1]["step"] == 4 and trainer.rows[-1]["bpp"] > 0
+    assert load_part("restorer", tmp_path / "llicm" / "restorer.safetensors").coded
+    assert not load_part("restorer", tmp_path / "separate" / "restorer" / "restorer.safetensors").coded
+    system = LLICM(
+        load_part("codec", tmp_path / "llicm" / "codec.safetensors"),
+        load_part("restorer", tmp_path / "llicm" / "restorer.safetensors"),
+    )
+    decoded, enhanced = system.decompress(system.compress(photos[0], 2))
+    assert decoded.shape == enhanced.shape == photos[0].shape
+
+
+def test_missing_start_is_named(photos, tmp_path):
+    spec = {"trains": ["restorer"], "start": {"restorer": "separate/none.safetensors"}, "objective": RESTORE}
+    with pytest.raises(UserError, match="none.safetensors"):
+        arm(photos, tmp_path, "adapted", spec)
