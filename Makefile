@@ -5,6 +5,8 @@
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
+DVC := .venv/bin/python -m dvc
+# the stages of the pipeline run `python`
 export PATH := $(VENV)/bin:$(PATH)
 
 help: ## show this list
@@ -27,22 +29,22 @@ $(READY): requirements.txt pyproject.toml
 	@touch $(READY)
 
 data: $(READY) # the photos, from the store inside the repository
-	@[ -e data ] || dvc pull -q data.dvc
+	@[ -e data ] || $(DVC) pull -q data.dvc
 
 repro: data ## run the default study (whatever is not up to date)
-	dvc repro
-	@dvc status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
+	$(DVC) repro
+	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
 
 test: data ## lint, unit tests, and the whole pipeline on the smoke profile
-	ruff check .
-	ruff format --check .
-	python -m pytest
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m pytest
 
 lab: data ## open JupyterLab on the notebooks
-	jupyter lab notebooks
+	.venv/bin/python -m jupyterlab notebooks
 
 smoke: data ## run the smoke profile in place (about 2 minutes)
-	dvc repro profiles/smoke/dvc.yaml
+	$(DVC) repro profiles/smoke/dvc.yaml
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
 	rm -rf build artifacts executed .run .pytest_cache .ruff_cache

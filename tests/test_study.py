@@ -141,6 +141,7 @@ def md5(path):
     return hashlib.md5(Path(path).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_run_in_the_pipeline_is_recorded_and_repeatable(project):
     project.notebook(WORK, FIGURE)
     first = project.dvc("repro")
@@ -223,6 +224,7 @@ def test_a_second_live_run_is_refused(project):  # trap 11
     assert not (project.folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_lock_is_held_while_the_notebook_runs_and_dies_with_the_runner(project):
     project.notebook("import pathlib, time\npathlib.Path('started').touch()\ntime.sleep(60)")
     orphan = subprocess.Popen(**project.runner(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -74,7 +74,12 @@ def test_objective_is_the_stated_sum(photos):
     lmbda = torch.tensor([0.002, 0.07])
     loss, bpp = Objective(**RPO)(out, x, ideal, lmbda)
     by_hand = 0.1 * lmbda * DISTANCES["mse"](out.decoded, x) + lmbda * DISTANCES["log_mse"](out.enhanced, ideal) + bpp
-    assert float(loss) == pytest.approx(float(by_hand.mean()), rel=1e-5)
+    balance = ((0.002 * 0.07) ** 0.5 / lmbda).sqrt()
+    assert loss.item() == pytest.approx((balance * by_hand).mean().item(), rel=1e-5)
+    without_rate, _ = Objective(**RESTORE)(out, x, ideal, lmbda)
+    assert without_rate.item() == pytest.approx(
+        0.01 * DISTANCES["log_mse"](out.enhanced, ideal).mean().item(), rel=1e-5
+    )
 
 
 def test_unknown_distance_is_named():
@@ -87,7 +92,7 @@ def test_perception_term_reaches_the_encoder(photos):
     system = LLICM(make_codec(**CODEC), make_restorer(**RESTORER))
     x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     pure = Objective(alpha=0.0, beta=0.0, gamma=1.0, distortion={}, perception={"log_mse": 1.0})
-    pure(system(x, torch.tensor([1.0, 2.0])), x, ideal, 0.01)[0].backward()
+    pure(system(x, torch.tensor([1.0, 2.0])), x, ideal, None)[0].backward()
     assert system.codec.g_a[0].weight.grad.abs().sum() > 0
 
 

@@ -90,11 +90,12 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
     """The result tables of the README, as Markdown."""
     result = headline(table, TEST, SEPARATE, "psnr")
     rate = "undefined" if result.bd_rate is None else f"{result.bd_rate:+.1f}%"
+    quality = "undefined" if result.bd_quality is None else f"{result.bd_quality:+.2f} dB"
     restored = restoration(records, tasks)
     lines = [
         f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): mean BD-rate "
         f"{rate} over the {result.defined} of {result.tasks} tasks where it is defined, mean BD-PSNR "
-        f"{result.bd_quality:+.2f} dB over {result.quality_defined}** (PSNR against the ideal photo, three test photos).",
+        f"{quality} over {result.quality_defined}** (PSNR against the ideal photo, means of the test photos).",
         "",
         "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
         "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate:",

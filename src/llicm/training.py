@@ -35,8 +35,17 @@ class Objective:
     distortion: dict[str, float] = field(default_factory=dict)
     perception: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, output, x: Tensor, ideal: Tensor, lmbda: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W)."""
+    def __call__(self, output, x: Tensor, ideal: Tensor, lmbda: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W).
+
+        Args:
+            lmbda: Lagrangian weight of each sample's level (N,); None without a codec. Each sample's loss is divided
+                by the square root of it (relative to the batch): the optimum of a level stays what it is, but neither
+                the lowest nor the highest rates own the gradient of the weights that all levels share. An objective
+                without a rate term has no trade-off, so it ignores lambda.
+        """
+        if lmbda is None or not self.beta:
+            lmbda = x.new_ones(len(x))
         per_sample = x.new_zeros(len(x))
         if self.alpha:
             per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, x)
@@ -45,7 +54,8 @@ class Objective:
         bpp = x.new_zeros(len(x))
         if output.likelihoods:
             bpp = bits_per_pixel(output.likelihoods, *x.shape[-2:])
-        return (per_sample + self.beta * bpp).mean(), bpp
+        balance = (lmbda.log().mean().exp() / lmbda).sqrt()
+        return (balance * (per_sample + self.beta * bpp)).mean(), bpp
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, trunk: int, steps: int) -> float:
@@ -130,7 +140,7 @@ class Trainer:
         for name in {"codec", "restorer"} - set(self.trains):
             if getattr(self.system, name) is not None:
                 getattr(self.system, name).eval()
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", file=sys.stderr, mininterval=10)
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", file=sys.stderr)
         while self.step < until:
             row = self._update()
             bar.update()
@@ -145,6 +155,7 @@ class Trainer:
 
     def _update(self) -> dict | None:
         started = time.perf_counter()
+        # In this process: on few cores a loader of its own takes more from the update than it gives (measured).
         batch = self.stream.batch(self.step)
         device = self.accelerator.device
         x, ideal = (t.to(device, memory_format=torch.channels_last) for t in (batch.degraded, batch.ideal))
@@ -170,9 +181,9 @@ class Trainer:
             return None
         return self._close_window()
 
-    def _levels(self, n: int, device) -> tuple[Tensor | None, Tensor | float]:
+    def _levels(self, n: int, device) -> tuple[Tensor | None, Tensor | None]:
         if self.system.codec is None:
-            return None, 1.0
+            return None, None
         # A level in every equal share of the range: each batch covers the whole of it, ends included.
         top = self.system.codec.levels - 1
         spread = (torch.randperm(n) + torch.rand(n)) / n

@@ -76,7 +76,7 @@ def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int) -> 
     jobs = [(task, pair) for task in tasks for pair in read_pairs(pairs, "val", task)]
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
-        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", mininterval=10))
+        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image"))
     rows = [row for part in parts for row in part]
     order = [m for m in plan.spec["methods"]]
     return sorted(rows, key=lambda r: order.index(r["method"]))

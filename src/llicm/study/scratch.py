@@ -30,10 +30,10 @@ class Scratch:
     global generator.
 
     Args:
-        name: of the run, for the file name. params: all parameters that determine the result (anything JSON
-        can hold). inputs: files and folders that determine it, apart from the code. In a pipeline run the
-        inputs that the stage
-            declares are included anyway (the runner passes their hash in $LLICM_INPUTS).
+        name: of the run, for the file name.
+        params: all parameters that determine the result (anything JSON can hold).
+        inputs: files and folders that determine it, apart from the code. In a pipeline run the inputs that the
+            stage declares are included anyway (the runner passes their hash in $LLICM_INPUTS).
         code: files and folders of code; by default this package without `study/`.
         root: folder of the checkpoints, relative to the profile's folder.
         keep_days: checkpoints not written for so many days are deleted.

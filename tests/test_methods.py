@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from llicm.codec.learned import make_codec
+from llicm.errors import UserError
+from llicm.framework import save_part
+from llicm.methods import load_methods
+from llicm.restore.direct import make_restorer
+
+ALL = {"c": "alone", "c>r": "after", "r>c": "before"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.007, 0.02, 0.07])
+    with torch.no_grad():
+        codec.g_a[-1].weight.mul_(20)
+    codec.finish()
+    save_part(codec, root / "separate" / "codec" / "codec.safetensors")
+    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
+    with torch.no_grad():
+        restorer.affine.bias[:3] = 0.7  # brightens: visible wherever it is applied
+    save_part(restorer, root / "separate" / "restorer" / "restorer.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def photo():
+    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, size=(96, 120), mode="bicubic")[0].clamp(0, 0.4)
+
+
+def family(codec, levels):
+    return {"codec": codec, "models": "separate", "methods": ALL, "levels": levels}
+
+
+@pytest.mark.parametrize("codec, levels", [("jpeg", [20, 60]), ("webp", [20, 60]), ("learned", [0, 3])])
+def test_three_orders(models, photo, codec, levels):
+    alone, after, before = load_methods("f", family(codec, levels), models)
+    a, b, c = (method.run(photo, levels[1]) for method in (alone, after, before))
+    assert a.data == b.data and torch.equal(a.decoded, b.decoded) and torch.equal(a.output, a.decoded)
+    assert b.output.mean() > 1.5 * b.decoded.mean()  # restored after decoding
+    assert c.data != a.data and torch.equal(c.output, c.decoded)
+    assert a.bpp == 8 * len(a.data) / (96 * 120)
+    assert len(alone.run(photo, levels[0]).data) < len(a.data)
+
+
+def test_raw_is_the_image_itself(models, photo):
+    (raw,) = load_methods("raw", {"codec": "raw", "models": "none", "methods": {"x": "alone"}, "levels": [0]}, models)
+    coded = raw.run(photo, 0)
+    assert coded.bpp == 24 and (coded.output - photo).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("codec, levels", [("jpeg", [5, 90]), ("learned", [0, 3])])
+def test_rate_is_matched(models, photo, codec, levels):
+    method = load_methods("f", family(codec, levels), models)[0]
+    low, high = (method.run(photo, level).bpp for level in levels)
+    target = (low + high) / 2
+    assert abs(method.at_bpp(photo, target).bpp - target) < 0.15 * (high - low)
+    assert method.at_bpp(photo, 100).bpp == high and method.at_bpp(photo, 0).bpp == low
+
+
+def test_wrong_names_are_told(models):
+    with pytest.raises(UserError, match="nonesuch.*learned.*jpeg"):
+        load_methods("f", family("nonesuch", [1]), models)
+    with pytest.raises(UserError, match="sideways.*alone"):
+        load_methods("f", family("jpeg", [1]) | {"methods": {"j": "sideways"}}, models)
+    with pytest.raises(UserError, match="restorer.safetensors.*dvc repro"):
+        load_methods("f", family("jpeg", [1]) | {"models": "absent"}, models)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole pipeline on the smoke profile, in a copy of the repository: it runs, it repeats, it reruns what it must.
+
+Hashes of one run are compared with those of another on the same machine, never with recorded ones: another
+processor sums in another order.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from llicm.study import params
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = "profiles/smoke/dvc.yaml"
+EVALUATIONS = {f"evaluate@{family}" for family in params.load(ROOT / "profiles/smoke/params.yaml")["families"]}
+
+pytestmark = pytest.mark.slow
+
+
+class Clone:
+    """A copy of what is, or would be, in git: the files of the work tree that git does not ignore."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.profile = folder, folder / "profiles/smoke"
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in set(filter(None, names.split("\0"))):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        for made in ("artifacts", "build", "executed", "results", "dvc.lock"):
+            path = self.profile / made
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+        subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+
+    def dvc(self, *args, check=True):
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+        }
+        environment.pop("PYTHONPATH", None)
+        command = [sys.executable, "-m", "dvc", *args]
+        result = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1500)
+        if check:
+            assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+        return result
+
+    def stale(self) -> dict:
+        """Stages of the profile that are not up to date, with the reasons."""
+        found = json.loads(self.dvc("status", "--json", SMOKE).stdout)
+        return {address.rsplit(":", 1)[-1]: reasons for address, reasons in found.items()}
+
+    @property
+    def lock(self) -> bytes:
+        return (self.profile / "dvc.lock").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    clone.dvc("pull", "-q", "data.dvc")  # from the store inside the repository: no network
+    clone.dvc("repro", SMOKE)
+    return clone
+
+
+def test_everything_is_made(clone):
+    values = params.load(clone.profile / "params.yaml")
+    arms = {f"separate/{arm}" for arm in values["pretrain"]} | set(values["train_arms"])
+    for arm in arms:
+        assert list((clone.profile / "artifacts/models" / arm).glob("*.safetensors")), arm
+    photos = {p.stem for p in (clone.folder / "data/test").iterdir()}
+    for task in values["tasks"]:
+        for side in ("GT", "LQ"):
+            folder = clone.profile / "artifacts/pairs/val" / task / side
+            assert {p.stem for p in folder.glob("*.png")} == photos
+
+    records = pd.read_csv(clone.profile / "results/records.csv")
+    methods = {m for family in values["families"].values() for m in family["methods"]}
+    for column, expected in {
+        "method": methods, "family": set(values["families"]), "task": set(values["tasks"]),
+        "image": photos, "metric": set(values["evaluate"]["metrics"]),
+    }.items():  # fmt: skip
+        assert set(records[column]) == expected, column
+    combinations = sum(len(f["methods"]) * len(f["levels"]) for f in values["families"].values())
+    assert len(records) == combinations * len(values["tasks"]) * len(photos) * len(values["evaluate"]["metrics"])
+    assert records["value"].notna().all()
+    assert (records["bytes"] > 0).all()
+    jpeg = records[(records["method"] == "jpeg") & (records["metric"] == "psnr")]
+    assert jpeg["value"].between(3, 60).all()
+    rate = jpeg.astype({"level": float}).groupby("level")["bpp"].mean()
+    assert rate.is_monotonic_increasing
+
+    assert json.loads((clone.profile / "results/metrics.json").read_text())
+    for folder, kind in (("figures", "*.png"), ("tables", "*.csv")):
+        files = list((clone.profile / "results" / folder).glob(kind))
+        assert files
+        assert all(f.stat().st_size > 50 for f in files)
+
+
+def test_executed_notebooks_are_recorded_and_hold_nothing_of_this_run(clone):
+    executed = sorted((clone.profile / "executed").glob("*.ipynb"))
+    assert len(executed) == len(params.load(clone.profile / "params.yaml")["arms"]) + len(EVALUATIONS) + 2
+    for path in executed:
+        text = path.read_text()
+        assert str(clone.folder) not in text, path.name
+        record = nbformat.reads(text, 4).metadata["llicm"]
+        assert record["deps"]
+        assert record["outs"]
+        assert record["params"]["seed"] == 0
+        assert '"name": "stderr"' not in text
+
+
+def test_it_is_up_to_date_and_a_second_repro_does_nothing(clone):
+    assert clone.stale() == {}
+    assert clone.dvc("status", "-q", SMOKE, check=False).returncode == 0
+    before = clone.lock
+    result = clone.dvc("repro", SMOKE)
+    assert "Data and pipelines are up to date." in result.stdout
+    assert "Running stage" not in result.stdout
+    assert clone.lock == before
+
+
+@pytest.mark.parametrize("stage", ["degrade", "train@llicm", "evaluate@adapted", "figures"])
+def test_a_forced_rerun_gives_the_same_bytes(clone, stage):
+    before = clone.lock
+    result = clone.dvc("repro", "-f", "-s", f"{SMOKE}:{stage}")
+    assert "Running stage" in result.stdout
+    assert clone.lock == before
+
+
+def test_prose_and_editor_metadata_cause_no_rerun(clone):
+    path = clone.folder / "notebooks/2_train.ipynb"
+    source = path.read_bytes()
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].source += "\n\nOne more sentence."
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.11.99"}
+    nbformat.write(notebook, path)
+    assert set(clone.stale()) == {"code"}
+    clone.dvc("repro", "-s", f"{SMOKE}:code")
+    assert clone.stale() == {}
+    path.write_bytes(source)
+    clone.dvc("repro", "-s", f"{SMOKE}:code")
+    assert clone.stale() == {}
+
+
+def test_an_evaluation_parameter_reruns_evaluation_and_figures_only(clone):
+    path = clone.profile / "params.yaml"
+    text, lock = path.read_text(), clone.lock
+    metrics = params.load(path)["evaluate"]["metrics"]
+    try:
+        path.write_text(text.replace(", ".join(metrics), ", ".join(metrics[:-1])))
+        assert set(clone.stale()) == {"code"} | EVALUATIONS
+        clone.dvc("repro", "-s", f"{SMOKE}:code")  # checks the parameters; its outputs stay as they were
+        assert set(clone.stale()) == EVALUATIONS
+        clone.dvc("repro", "-s", f"{SMOKE}:evaluate@adapted")
+        assert set(clone.stale()) == (EVALUATIONS - {"evaluate@adapted"}) | {"figures"}
+    finally:
+        path.write_text(text)
+    result = clone.dvc("repro", SMOKE)  # the old values are in DVC's run cache
+    assert result.stdout.count("> python") == 0, result.stdout
+    assert clone.lock == lock
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  lr:", "  lrr:", "error: params.yaml: unknown parameter 'training.lrr' (did you mean 'training.lr'?)"),
+        ("seed: 0", "seed: none", "error: params.yaml: parameter 'seed': 'none' is not of type 'integer'"),
+        ("photos: ../../data", "photos: nowhere", "error: nowhere: no such folder of photos; correct 'photos'"),
+    ],
+)
+def test_a_wrong_parameter_stops_the_pipeline_with_one_sentence(clone, old, new, said):
+    path = clone.profile / "params.yaml"
+    text, lock = path.read_text(), clone.lock
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new))
+        result = clone.dvc("repro", SMOKE, check=False)
+        assert result.returncode != 0
+        assert said in result.stderr
+        assert "Traceback" not in result.stdout + result.stderr
+        assert clone.lock == lock
+    finally:
+        path.write_text(text)
+        clone.dvc("repro", SMOKE)
+
+
+def test_missing_photos_are_named(clone):
+    data, aside = clone.folder / "data", clone.folder / "aside"
+    data.rename(aside)
+    try:
+        result = clone.dvc("repro", SMOKE, check=False)
+        assert result.returncode != 0
+        assert "missing data 'source'" in result.stderr
+        assert "data.dvc" in result.stderr
+        assert "Traceback" not in result.stdout + result.stderr
+    finally:
+        aside.rename(data)
+
+
+def test_a_corrupt_photo_is_named_in_one_sentence(clone):
+    photo = next((clone.folder / "data/test").iterdir())
+    content = photo.read_bytes()
+    executed = clone.profile / "executed/1_degrade.ipynb"
+    photo.unlink()  # DVC may have linked it to its cache
+    photo.write_bytes(content[: len(content) // 3])
+    try:
+        result = clone.dvc("repro", "-s", f"{SMOKE}:degrade", check=False)
+        assert result.returncode != 0
+        sentences = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(sentences) == 1
+        assert photo.name in sentences[0]
+        assert "Traceback" not in result.stdout + result.stderr
+        assert not executed.exists()
+        assert not (clone.profile / "artifacts/pairs").exists()
+    finally:
+        photo.unlink()
+        photo.write_bytes(content)
+        clone.dvc("checkout", SMOKE)
+    assert clone.stale() == {}
