@@ -24,8 +24,8 @@ from llicm.errors import UserError
 __all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
 
 RESTORERS: dict[str, type[nn.Module]] = {}
-# An Adam step moves the output of a head by about lr x fan-in x activation: with 9 x 128 inputs far more than the error of
-# brightness that matters at 30 dB. A small factor behind the affine head keeps nearly clean images safe from it.
+# An Adam step moves the output of a head by about lr x fan-in x activation: with 9 x 128 inputs far more than the
+# error of brightness that matters at 30 dB. A small factor behind the affine head keeps nearly clean images safe.
 AFFINE_SCALE = 0.1
 CONDITION = 32  # width of the vector that conditions every block
 
