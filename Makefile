@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data repro test lab smoke clean
+.PHONY: help setup data repro test lab readme smoke clean
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -42,6 +42,9 @@ test: data ## lint, unit tests, and the whole pipeline on the smoke profile
 
 lab: data ## open JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks
+
+readme: $(READY) ## copy the published result tables into the README
+	.venv/bin/python -m llicm.report
 
 smoke: data ## run the smoke profile in place (about 2 minutes)
 	$(DVC) repro profiles/smoke/dvc.yaml

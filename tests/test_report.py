@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from llicm.benchmark.bdrate import bd_table
-from llicm.report import mean_points, readme_results, restoration, strongest, summary, write_compressai
+from llicm.errors import UserError
+from llicm.report import mean_points, readme_results, restoration, strongest, summary, update_readme, write_compressai
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]
@@ -71,3 +72,18 @@ def test_readme_shows_the_published_results():
     """The README's result tables are those that the pipeline wrote."""
     shown = (ROOT / "README.md").read_text().split("<!-- results:begin -->\n")[1].split("<!-- results:end -->")[0]
     assert shown.strip() == (ROOT / "results" / "tables" / "readme.md").read_text().strip()
+
+
+def test_readme_is_updated_between_its_markers(tmp_path):
+    readme, tables = tmp_path / "README.md", tmp_path / "readme.md"
+    readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    with pytest.raises(UserError, match="dvc repro"):
+        update_readme(readme, tables)
+    tables.write_text("| new |\n")
+    for _ in range(2):
+        update_readme(readme, tables)
+        assert readme.read_text() == "before\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nafter\n"
+    readme.write_text("no markers\n")
+    with pytest.raises(UserError, match="markers"):
+        update_readme(readme, tables)
+    assert readme.read_text() == "no markers\n"

@@ -40,10 +40,10 @@ def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, **changes):
 
 
 def test_schedule():
-    rate = [learning_rate(s, peak=1.0, warmup=10, trunk=100, steps=200) for s in range(201)]
-    assert rate[0] == 0.1 and rate[9] == rate[99] == rate[100] == 1.0
-    assert rate[150] == pytest.approx(0.5) and rate[200] == pytest.approx(0)
-    assert rate[100:] == sorted(rate[100:], reverse=True)
+    rate = [learning_rate(s, peak=1.0, warmup=10, steps=210) for s in range(211)]
+    assert rate[0] == 0.1 and rate[9] == rate[10] == 1.0
+    assert rate[110] == pytest.approx(0.5) and rate[210] == pytest.approx(0)
+    assert rate[10:] == sorted(rate[10:], reverse=True)
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
@@ -103,7 +103,7 @@ def test_frozen_parts_do_not_move(photos):
     stream = PairStream(photos, TASKS, 64, 4, 0, 0.0, (0.0, 1.0), 1, 10)
     Trainer(
         system, ["restorer"], Objective(**RESTORE), stream, TASKS,
-        steps=3, trunk=3, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=1,
+        steps=3, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=1,
     ).run()  # fmt: skip
     moved = {n for n, v in system.state_dict().items() if not torch.equal(v, before[n])}
     assert moved and all(n.startswith("restorer.") for n in moved)
@@ -154,7 +154,7 @@ def test_arms_build_on_each_other(photos, tmp_path):
     joint = {"trains": ["codec", "restorer"], "start": start, "objective": RPO}
     joint["start"] = start | {"codec": "separate/codec/trunk.safetensors"}
     trainer = arm(photos, tmp_path, "llicm", joint, out=tmp_path / "llicm")
-    assert trainer.rows[-1]["step"] == 4 and trainer.rows[-1]["bpp"] > 0
+    assert trainer.rows[-1]["step"] == 8 and trainer.rows[-1]["bpp"] > 0
     assert load_part("restorer", tmp_path / "llicm" / "restorer.safetensors").coded
     assert not load_part("restorer", tmp_path / "separate" / "restorer" / "restorer.safetensors").coded
     system = LLICM(

@@ -9,13 +9,22 @@ import pandas as pd
 from torch import Tensor
 
 from llicm.benchmark.bdrate import headline
-from llicm.benchmark.records import mean_curves, references, to_compressai_json
+from llicm.benchmark.records import mean_curves, references, to_compressai_json, write_atomically
 from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
 from llicm.figures import bd_markdown, method_label
 from llicm.methods import Coded, Method, load_methods
 
-__all__ = ["mean_points", "readme_results", "restoration", "strip_rows", "strongest", "summary", "write_compressai"]
+__all__ = [
+    "mean_points",
+    "readme_results",
+    "restoration",
+    "strip_rows",
+    "strongest",
+    "summary",
+    "update_readme",
+    "write_compressai",
+]
 
 TEST, SEPARATE = "llicm", "rdo>restorer"  # the study's method, and the framework that it replaces
 
@@ -180,3 +189,23 @@ def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list
         ("LL-ICM:\nenhanced X̂_H", crop(ours.output), f"{ours.bpp:.3f} bpp, {psnr(ours.output)}"),
         ("ideal", crop(pair.ideal), pair.name),
     ]
+
+
+def update_readme(readme: Path, tables: Path) -> None:
+    """Put the published tables between the markers of the README, atomically.
+
+    Raises:
+        UserError: the README has no markers, or the tables are missing.
+    """
+    begin, end = "<!-- results:begin -->\n", "<!-- results:end -->"
+    if not tables.is_file():
+        raise UserError(f"{tables}: no such tables; run `dvc repro` first")
+    text = readme.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise UserError(f"{readme}: its markers {begin.strip()} and {end} are missing; put them where the tables go")
+    head, tail = text.split(begin)[0], text.split(end)[1]
+    write_atomically(readme, (head + begin + tables.read_text(encoding="utf-8") + end + tail).encode())
+
+
+if __name__ == "__main__":
+    update_readme(Path("README.md"), Path("results/tables/readme.md"))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One loop for everything that is trained: codec, restorer, adapted restorer, and LL-ICM.
 
-Every module of every method gets the same number of updates. The learning rate is held constant over a *trunk*
-and then decays to zero; the separately trained codec and restorer go down their own branch, while the adapted
-restorer and LL-ICM branch off the same trunks. So methods differ in what the last updates optimise, not in how
-many there were (warm-up, stable, decay: Hu et al., "MiniCPM", 2024; Hägele et al., NeurIPS 2024).
+Every module of every method gets the same number of updates at the same learning rates: one cosine from the first
+update to the last. At the end of the *trunk* the ways part: the separately trained codec and restorer go down their own
+branch, while the adapted restorer and LL-ICM go on from the same trunks. So methods differ in what the last updates
+minimise, not in how many there were or how large.
 """
 
 import json
@@ -58,13 +58,11 @@ class Objective:
         return (balance * (per_sample + self.beta * bpp)).mean(), bpp
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, trunk: int, steps: int) -> float:
-    """Linear warm-up, constant to `trunk`, then a cosine to zero at `steps`."""
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero at `steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    if step < trunk:
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - trunk) / max(steps - trunk, 1)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 def bf16_pays() -> bool:
@@ -85,7 +83,8 @@ class Trainer:
         objective: the loss.
         stream: training pairs by step.
         tasks: names of the stream's tasks, for the log.
-        steps, trunk, warmup: schedule in updates. lr: peak learning rate. clip: gradient norm limit.
+        steps, warmup: schedule in updates. lr: peak learning rate. clip: limit of each part's gradient norm.
+        first: update to begin with, for an arm that goes on from a trunk.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
         seed: of the levels and the quantisation noise; step s depends on (seed, s) alone.
         log_every: updates between two rows of the log.
@@ -93,7 +92,7 @@ class Trainer:
 
     def __init__(
         self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
-        steps: int, trunk: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
+        steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int, first: int = 0,
     ):  # fmt: skip
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -109,17 +108,21 @@ class Trainer:
         )
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
         self.trains, self.clip, self.seed, self.log_every = trains, clip, seed, log_every
-        self.schedule = {"peak": lr, "warmup": warmup, "trunk": trunk, "steps": steps}
+        self.schedule = {"peak": lr, "warmup": warmup, "steps": steps}
         system.requires_grad_(False)
         for name in trains:
             getattr(system, name).requires_grad_(True)
-        self.parameters = [
-            p for name, p in system.named_parameters() if p.requires_grad and not name.endswith(".quantiles")
-        ]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, betas=(0.9, 0.99))
+        # compressai's quantiles are found by bisection at the end, not by gradient
+        self.parameters = {
+            part: [p for name, p in getattr(system, part).named_parameters() if not name.endswith("quantiles")]
+            for part in trains
+        }
+        self.optimizer = torch.optim.Adam(
+            [p for part in self.parameters.values() for p in part], lr=lr, betas=(0.9, 0.99)
+        )
         system.to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(system, self.optimizer)
-        self.step, self.rows, self.window, self.trunk_weights = 0, [], [], None
+        self.step, self.rows, self.window, self.trunk_weights = first, [], [], None
         self.seconds = {"data": 0.0, "update": 0.0}
 
     @property
@@ -170,7 +173,8 @@ class Trainer:
                 output = self.model(x, level)
             loss, bpp = self.objective(output, x, ideal, lmbda)
             self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.parameters, self.clip)
+        for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
+            self.accelerator.clip_grad_norm_(part, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -235,7 +239,7 @@ def train_arm(
 
     An arm without `start` builds its parts anew, trains `training.trunk + training.branch` updates and also writes
     the weights as they are at the end of the trunk (`trunk.safetensors`). An arm with `start` (part -> weight file
-    below `models`) trains `training.branch` updates from there.
+    below `models`) goes on from there: data, learning rate and step count are those of the trunk's last update.
 
     Args:
         spec: `trains` (parts to update), `start` (or null) and `objective`.
@@ -268,9 +272,10 @@ def train_arm(
         tuple(data["severity"]), data["pool"], data["refresh"], paired,
     )  # fmt: skip
     trainer = Trainer(
-        system, spec["trains"], Objective(**spec["objective"]), _Shifted(stream, 0 if trunk else training["trunk"]),
-        tasks, steps=trunk + training["branch"], trunk=trunk, warmup=training["warmup"], lr=training["lr"],
-        clip=training["clip"], precision=training["precision"], seed=seed, log_every=training["log_every"],
+        system, spec["trains"], Objective(**spec["objective"]), stream, tasks,
+        steps=training["trunk"] + training["branch"], first=training["trunk"] if start else 0,
+        warmup=training["warmup"], lr=training["lr"], clip=training["clip"], precision=training["precision"],
+        seed=seed, log_every=training["log_every"],
     )  # fmt: skip
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
@@ -292,13 +297,3 @@ def train_arm(
     if checkpoint is not None:
         checkpoint.done()
     return trainer
-
-
-class _Shifted:
-    """A stream seen from a later step: arms that branch off a trunk go on with the data where the trunk stopped."""
-
-    def __init__(self, stream: PairStream, offset: int):
-        self.stream, self.offset = stream, offset
-
-    def batch(self, step: int):
-        return self.stream.batch(step + self.offset)
