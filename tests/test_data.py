@@ -179,10 +179,10 @@ def test_every_row_is_degraded_by_its_own_task():
     flat = torch.full((3, 64, 64), 0.6)
     stream = make_stream(photos=[flat], dead_leaves_share=0.0, tasks=["low-light", "snowy", "uncompleted"], batch=6)
     batch = stream.batch(0)
-    assert (batch.ideal - 0.6).abs().max() < 1e-5
-    means = batch.degraded.mean((1, 2, 3))
+    assert batch.ideal.std((2, 3)).max() < 1e-5 and (batch.ideal - 0.6).abs().max() < 0.11  # recoloured, still flat
+    brighter = (batch.degraded - batch.ideal).mean((1, 2, 3))
     for row, task in enumerate(batch.task.tolist()):
-        assert means[row] < 0.55 if task == 0 else means[row] > 0.6
+        assert brighter[row] < -0.05 if task == 0 else brighter[row] > 0
 
 
 def test_ready_made_pairs_are_cut_alike_and_make_half_of_the_rows():
@@ -200,12 +200,11 @@ def test_ready_made_pairs_are_cut_alike_and_make_half_of_the_rows():
 
 
 def test_training_uses_training_photos_only():
-    # The stream is told of the red photo only: nothing green may turn up.
-    red, green = torch.zeros(3, 80, 80), torch.zeros(3, 80, 80)
-    red[0], green[1] = 0.8, 0.8
-    stream = make_stream(photos=[red], dead_leaves_share=0.0)
-    assert make_stream(photos=[green], dead_leaves_share=0.0).batch(0).ideal[:, 1].max() > 0
-    assert stream.batch(0).ideal[:, 1:].max() == 0
+    # The stream is told of the flat photo only: no texture may turn up, whatever the palette.
+    flat, rough = torch.full((3, 80, 80), 0.5), photo(0, 80, 80)
+    stream, other = (make_stream(photos=[p], dead_leaves_share=0.0) for p in (flat, rough))
+    assert other.batch(0).ideal.std((2, 3)).min() > 0.01
+    assert stream.batch(0).ideal.std((2, 3)).max() < 1e-5
 
 
 def test_stream_errors():

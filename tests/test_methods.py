@@ -6,7 +6,7 @@ from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.framework import save_part
 from llicm.methods import load_methods
-from llicm.restore.direct import make_restorer
+from llicm.restore.direct import AFFINE_SCALE, make_restorer
 
 ALL = {"c": "alone", "c>r": "after", "r>c": "before"}
 
@@ -22,7 +22,7 @@ def models(tmp_path_factory):
     save_part(codec, root / "separate" / "codec" / "codec.safetensors")
     restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
     with torch.no_grad():
-        restorer.affine.bias[:3] = 0.7  # brightens: visible wherever it is applied
+        restorer.affine.bias[:3] = 0.7 / AFFINE_SCALE  # brightens: visible wherever it is applied
     save_part(restorer, root / "separate" / "restorer" / "restorer.safetensors")
     return root
 

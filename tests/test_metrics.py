@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics: definitions, directions, floors, errors; and the fitted NIQE."""
 
-import concurrent.futures
 import io
 import math
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -286,17 +284,3 @@ def test_features_are_those_that_niqe_computes():
 def test_too_little_to_fit(photos):
     with pytest.raises(UserError, match="sharp blocks"):
         fit_niqe(photos)
-
-
-def _measure(seed):
-    torch.set_num_threads(1)
-    image = torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(seed))
-    return [m(image, image.flip(-1)).item() for m in make_metrics(["psnr", "ms_ssim", "gmsd", "piqe"])]
-
-
-@pytest.mark.slow
-def test_two_worker_processes():
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        values = list(pool.map(_measure, [0, 1]))
-    assert values == [_measure(0), _measure(1)]
