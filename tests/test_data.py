@@ -329,11 +329,11 @@ def test_recolouring_changes_the_palette_and_keeps_the_structure():
     crop = torch.rand(3, 32, 32, generator=Generator().manual_seed(0)) * 0.5 + 0.25
     assert torch.equal(_recolour(crop, [0.1, 0.9, 0.9, 0.9, 0.9]), crop)  # a quarter stays as it is
     # no turn, full saturation 1, contrast 1, no shift: the identity, but for rounding
-    same = _recolour(crop, [0.9, 0.5, 0.7 / 0.9, 0.5 / 0.6, 0.5])
+    same = _recolour(crop, [0.9, 0.5, 0.7 / 0.9, 0.2 / 0.3, 0.5])
     assert torch.allclose(same, crop, atol=1e-5)
-    pale = _recolour(crop, [0.9, 0.5, 0.0, 0.5 / 0.6, 0.5])
+    pale = _recolour(crop, [0.9, 0.5, 0.0, 0.2 / 0.3, 0.5])
     spread = [(c.max(0).values - c.min(0).values).mean() for c in (crop, pale)]
     assert spread[1] < 0.4 * spread[0]
     assert torch.allclose(pale.mean(0), crop.mean(0), atol=1e-4)  # a turn about the grey axis keeps grey values
-    turned = _recolour(crop, [0.9, 1.0, 0.7 / 0.9, 0.5 / 0.6, 0.75])
+    turned = _recolour(crop, [0.9, 1.0, 0.7 / 0.9, 0.2 / 0.3, 0.75])
     assert torch.allclose(turned.mean(0), crop.mean(0) + 0.05, atol=1e-4) and (turned - crop).abs().mean() > 0.05

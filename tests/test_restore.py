@@ -25,6 +25,14 @@ def test_images_of_a_batch_do_not_influence_each_other():
         assert torch.allclose(model(x)[1:], model(x[1:]), atol=1e-5)
 
 
+def test_a_constant_factor_of_the_filter_scales_the_image():
+    model = build().eval()
+    torch.nn.init.constant_(model.filter[-1].bias, 0.25)
+    x = torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(x), 1.25 * x, atol=1e-5)
+
+
 def test_level_matters_only_to_a_restorer_of_decoded_images():
     x, code = torch.rand(1, 3, 32, 32), torch.tensor([0.7])
     for coded in (False, True):

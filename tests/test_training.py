@@ -73,9 +73,10 @@ def test_objective_is_the_stated_sum(photos):
     out = system(x, torch.tensor([0.0, 3.0]))
     lmbda = torch.tensor([0.002, 0.07])
     loss, bpp = Objective(**RPO)(out, x, ideal, lmbda)
-    by_hand = 0.1 * lmbda * DISTANCES["mse"](out.decoded, x) + lmbda * DISTANCES["log_mse"](out.enhanced, ideal) + bpp
-    balance = ((0.002 * 0.07) ** 0.5 / lmbda).sqrt()
-    assert loss.item() == pytest.approx((balance * by_hand).mean().item(), rel=1e-5)
+    mean = (0.002 * 0.07) ** 0.5
+    of_codec = (mean / lmbda).sqrt() * (0.1 * lmbda * DISTANCES["mse"](out.decoded, x) + bpp)
+    by_hand = of_codec + mean * DISTANCES["log_mse"](out.enhanced, ideal)
+    assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
     without_rate, _ = Objective(**RESTORE)(out, x, ideal, lmbda)
     assert without_rate.item() == pytest.approx(
         0.01 * DISTANCES["log_mse"](out.enhanced, ideal).mean().item(), rel=1e-5
@@ -93,7 +94,44 @@ def test_perception_term_reaches_the_encoder(photos):
     x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     pure = Objective(alpha=0.0, beta=0.0, gamma=1.0, distortion={}, perception={"log_mse": 1.0})
     pure(system(x, torch.tensor([1.0, 2.0])), x, ideal, None)[0].backward()
-    assert system.codec.g_a[0].weight.grad.abs().sum() > 0
+    assert system.codec.decide[-1].weight.grad.abs().sum() > 0
+
+
+def test_perception_counts_for_the_codec_by_the_level():
+    """Where it is not limited, P pulls the codec as in lambda · gamma · P, divided by the square root like the rest."""
+    torch.manual_seed(0)
+    restorer, lmbda = make_restorer(**RESTORER), torch.tensor([0.002, 0.07])
+    codec = make_codec(**CODEC)
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    gradients = []
+    codec.register_forward_hook(lambda *call: call[-1]["x_hat"].register_hook(gradients.append) and None)
+    output = LLICM(codec, restorer)(x, torch.tensor([0.0, 3.0]))
+    Objective(0.0, 1.0, 1.0, {}, {"mse": 1.0})(output, x, ideal, lmbda)[0].backward()
+    decoded = output.decoded.detach().requires_grad_()
+    distances = DISTANCES["mse"](restorer(decoded), ideal)
+    (by_hand,) = torch.autograd.grad((((0.002 * 0.07) ** 0.5 * lmbda).sqrt() * distances).mean(), decoded)
+    assert torch.allclose(gradients[0], by_hand, rtol=1e-3, atol=1e-8)
+
+
+def pull_on_decoded(alpha, gamma):
+    """Norm of the gradient on each decoded image, for the same images and the same weights."""
+    torch.manual_seed(0)
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    system = LLICM(make_codec(**CODEC), make_restorer(**RESTORER))
+    seen = []
+    system.codec.register_forward_hook(
+        lambda module, inputs, output: output["x_hat"].register_hook(seen.append) and None
+    )
+    Objective(alpha, 0.0, gamma, {"mse": 1.0}, {"mse": 1.0})(system(x, torch.tensor([1.0, 2.0])), x, ideal, None)[
+        0
+    ].backward()
+    return seen[0].flatten(1).norm(dim=1)
+
+
+def test_perception_pulls_no_sample_harder_than_distortion_does():
+    distortion, both, perception = (pull_on_decoded(*weights) for weights in ((1.0, 0.0), (1.0, 1e6), (0.0, 1e6)))
+    assert (both < 2.001 * distortion).all() and not torch.allclose(both, distortion, rtol=0.01)
+    assert (perception > 100 * distortion).all()  # with nothing to measure it by, P is left alone
 
 
 def test_frozen_parts_do_not_move(photos):

@@ -29,6 +29,7 @@ from torch import Tensor
 from llicm.benchmark import records as _records
 from llicm.benchmark.metrics import metric_info
 from llicm.errors import UserError
+from llicm.files import write_atomically
 
 __all__ = [
     "bd_heatmap",
@@ -93,7 +94,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
     """
     if Path(path).suffix != ".png":
         raise ValueError(f"figures are written as .png, not {path}")
-    _records.write_atomically(path, png(figure, dpi))
+    write_atomically(path, png(figure, dpi))
 
 
 def png(figure: Figure, dpi: int) -> bytes:
@@ -379,7 +380,7 @@ def _number(number: float, value: str) -> str:
         return "n/a"
     if value == "rate":
         return f"{number:+.1f}" if abs(number) < 999.5 else f"{number:+.0f}"
-    return f"{number:+.2f}" if abs(number) >= 0.1 else f"{number:+.4f}"
+    return f"{number:+.2f}"
 
 
 def bd_markdown(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
+from llicm.files import write_atomically
 from llicm.restore.direct import make_restorer
 
 __all__ = ["LLICM", "Output", "load_part", "save_part"]
@@ -32,6 +33,29 @@ class Output:
     decoded: Tensor
     enhanced: Tensor
     likelihoods: dict[str, Tensor]
+
+
+class _Fork(torch.autograd.Function):
+    """X̂ for the distortion D and X̂ for the restorer: on the way back P pulls no sample more strongly than D does.
+
+    `weight` (N,) is what a sample's P counts for the codec; the restorer, behind the fork, counts all levels the same.
+    The restorer of a hazy or dark image amplifies, and its error is mostly none that better coding could mend; left
+    alone such samples pull the codec ten times as strongly as a noisy one (measured), and all share its weights.
+    The restorer's own gradient is left whole. With D absent (alpha = 0) nothing is limited. Compare the adaptive
+    weight of Esser et al., "Taming transformers for high-resolution image synthesis", CVPR 2021.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight)
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, distortion: Tensor, perception: Tensor) -> tuple[Tensor, None]:
+        perception = ctx.saved_tensors[0].view(-1, 1, 1, 1) * perception
+        limit, size = (g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for g in (distortion, perception))
+        share = torch.where(limit > 0, (limit / size.clamp_min(1e-30)).clamp(max=1), 1.0)
+        return distortion + share * perception, None
 
 
 class LLICM(nn.Module):
@@ -59,6 +83,9 @@ class LLICM(nn.Module):
             coded = self.codec(x, level)
             decoded, likelihoods = coded["x_hat"], coded["likelihoods"]
             code = self.relative_level(level)
+            lmbda = self.codec.lambdas(level)
+            decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt())
+            return Output(decoded, self.enhance(seen, code), likelihoods)
         return Output(decoded, self.enhance(decoded, code), likelihoods)
 
     def enhance(self, decoded: Tensor, code: Tensor | None = None) -> Tensor:
@@ -99,13 +126,8 @@ def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None =
     """
     from safetensors.torch import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in (weights or module.state_dict()).items()}
-    data = save(state, metadata={"config": json.dumps(module.config, sort_keys=True)})
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_atomically(path, save(state, metadata={"config": json.dumps(module.config, sort_keys=True)}))
 
 
 def load_part(kind: str, path: Path) -> nn.Module:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image files to tensors and back. A tensor image is (3, H, W) RGB float32 in [0, 1], sRGB-encoded."""
 
+import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from llicm.errors import UserError
+from llicm.files import write_atomically
 
 __all__ = ["IMAGE_SUFFIXES", "list_images", "quantize8", "read_image", "write_png"]
 
@@ -65,19 +66,10 @@ def write_png(image: Tensor, path: str | os.PathLike) -> None:
 
     The file appears whole or not at all: it is written under a temporary name, then renamed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     array = image.detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-    picture = Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG")
-        os.chmod(temporary, 0o644)  # mkstemp makes it private to its owner
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    Image.fromarray(array.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From records to what is published: comparisons, the README's tables, and picture strips at matched rate."""
 
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,11 @@ import pandas as pd
 from torch import Tensor
 
 from llicm.benchmark.bdrate import headline
-from llicm.benchmark.records import mean_curves, references, to_compressai_json, write_atomically
+from llicm.benchmark.records import mean_curves, references, to_compressai_json
 from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
 from llicm.figures import bd_markdown, method_label
+from llicm.files import write_atomically
 from llicm.methods import Coded, Method, load_methods
 
 __all__ = [
@@ -130,10 +131,7 @@ def write_compressai(records: pd.DataFrame, folder: Path) -> int:
     curves = sorted(mean_curves(records, "psnr"))
     for method, task in curves:
         path = Path(folder) / task / f"{method.replace('>', '-then-')}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = to_compressai_json(records, method, task)
-        json.loads(text)
-        path.write_text(text)
+        write_atomically(path, to_compressai_json(records, method, task).encode())
     return len(curves)
 
 
@@ -208,4 +206,7 @@ def update_readme(readme: Path, tables: Path) -> None:
 
 
 if __name__ == "__main__":
-    update_readme(Path("README.md"), Path("results/tables/readme.md"))
+    try:
+        update_readme(Path("README.md"), Path("results/tables/readme.md"))
+    except UserError as error:
+        sys.exit(str(error))

@@ -41,21 +41,23 @@ class Objective:
         Args:
             lmbda: Lagrangian weight of each sample's level (N,); None without a codec. Each sample's loss is divided
                 by the square root of it (relative to the batch): the optimum of a level stays what it is, but neither
-                the lowest nor the highest rates own the gradient of the weights that all levels share. An objective
-                without a rate term has no trade-off, so it ignores lambda.
+                the lowest nor the highest rates own the gradient of the weights that all levels share. To the restorer
+                all levels count the same, so P is weighted by the batch's mean lambda here, and by the sample's own on
+                its way from the restorer back to the codec (see `llicm.framework`). An objective without a rate term
+                has no trade-off, so it ignores lambda.
         """
         if lmbda is None or not self.beta:
             lmbda = x.new_ones(len(x))
-        per_sample = x.new_zeros(len(x))
+        mean = lmbda.log().mean().exp()
+        per_sample = bpp = x.new_zeros(len(x))
         if self.alpha:
             per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, x)
-        if self.gamma:
-            per_sample = per_sample + self.gamma * lmbda * distance(self.perception, output.enhanced, ideal)
-        bpp = x.new_zeros(len(x))
         if output.likelihoods:
             bpp = bits_per_pixel(output.likelihoods, *x.shape[-2:])
-        balance = (lmbda.log().mean().exp() / lmbda).sqrt()
-        return (balance * (per_sample + self.beta * bpp)).mean(), bpp
+        loss = (mean / lmbda).sqrt() * (per_sample + self.beta * bpp)
+        if self.gamma:
+            loss = loss + self.gamma * mean * distance(self.perception, output.enhanced, ideal)
+        return loss.mean(), bpp
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
@@ -83,7 +85,8 @@ class Trainer:
         objective: the loss.
         stream: training pairs by step.
         tasks: names of the stream's tasks, for the log.
-        steps, warmup: schedule in updates. lr: peak learning rate. clip: limit of each part's gradient norm.
+        steps, warmup: schedule in updates (see `learning_rate`). lr: peak learning rate.
+        clip: limit of each part's gradient norm.
         first: update to begin with, for an arm that goes on from a trunk.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
         seed: of the levels and the quantisation noise; step s depends on (seed, s) alone.
@@ -92,7 +95,8 @@ class Trainer:
 
     def __init__(
         self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
-        steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int, first: int = 0,
+        steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
+        first: int = 0,
     ):  # fmt: skip
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState

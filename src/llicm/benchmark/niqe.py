@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llicm.benchmark.records import write_atomically
 from llicm.errors import UserError
+from llicm.files import write_atomically
 
 __all__ = ["fit_niqe", "save_niqe"]
 

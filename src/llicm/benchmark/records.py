@@ -18,7 +18,6 @@ A row without compression (the degraded input itself, or that input restored) ha
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from llicm.errors import UserError
+from llicm.files import write_atomically
 
 __all__ = [
     "COLUMNS",
@@ -36,7 +36,6 @@ __all__ = [
     "read_records",
     "references",
     "to_compressai_json",
-    "write_atomically",
     "write_records",
 ]
 
@@ -46,21 +45,6 @@ TEXT = ("method", "family", "order", "task", "image", "level", "metric")
 UNCOMPRESSED_LEVEL, UNCOMPRESSED_BPP = "none", 24.0
 # Names of CompressAI's results format; other metrics keep their own.
 COMPRESSAI_NAMES = {"psnr": "psnr-rgb", "ssim": "ssim-rgb", "ms_ssim": "ms-ssim-rgb"}
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private to its owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:

@@ -3,11 +3,15 @@
 
 Layers and entropy models are compressai's; the arrangement is
 
-    x ─g_a─► y ─·gain(level)─► ỹ ──Q──► ŷ ─·inverse gain(level)─► g_s ─► x̂
-                                │  ▲ means, scales
-                               h_a │
-                                ▼  h_s
-                                z ─Q─► ẑ
+    x ─DCT + g_a─► y ─·gain(level)─► ỹ ──Q──► ŷ ─·inverse gain(level)─► DCT⁻¹ + g_s ─► x̂
+                                      │  ▲ means, scales
+                                     h_a │
+                                      ▼  h_s
+                                      z ─Q─► ẑ
+
+The transforms are a fixed block DCT and networks that correct it, without effect to begin with: g_a sees the picture,
+its coefficients and how fine they will be quantised, and attenuates each (in joint training: those that only describe
+noise) or adds to it; g_s adds to the decoded picture.
 
 Sources: Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors", NeurIPS 2018 (the model without
 its context part); Cui et al., "Asymmetric gained deep image compression", CVPR 2021 (gain units, geometric
@@ -21,7 +25,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import GDN1
 from compressai.models import CompressionModel
 from compressai.models.utils import conv, deconv
 from compressai.ops import quantize_ste
@@ -29,6 +32,7 @@ from torch import Tensor
 
 from llicm.codec.bitstream import MAX_SIDE, Bitstream, pack, quantize_level, unpack
 from llicm.errors import BitstreamError, UserError
+from llicm.transforms import BlockDCT
 
 __all__ = ["CODECS", "GainedHyperprior", "make_codec", "register_codec"]
 
@@ -58,12 +62,40 @@ def make_codec(name: str, **config) -> nn.Module:
     return CODECS[name](**config)
 
 
+class _Block(nn.Module):
+    """Residual block of two 3x3 convolutions, told the level by FiLM (Perez et al., AAAI 2018)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(2, 2 * width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.3)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        scale, shift = self.film(torch.stack([place, place.square()], 1))[..., None, None].chunk(2, 1)
+        return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
+
+
+class _Transform(nn.Sequential):
+    """Layers in a row; the blocks among them are told the `place` (N,) of the level in [0, 1]."""
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, place) if isinstance(layer, _Block) else layer(x)
+        return x
+
+
 @register_codec("mean-scale")
 class GainedHyperprior(CompressionModel):
     """Variable-rate mean-scale hyperprior.
 
     Args:
-        N: channels of the transforms. M: channels of the latent y.
+        N: channels of the transforms at 1/4 of the resolution (doubled below) and of the hyper-transforms.
+        M: channels of the latent y, 3 to 768 (DCT coefficients of a block).
         lambdas: one Lagrangian weight per level, ascending (compressai's convention: `lambda * 255^2 * MSE + bpp`).
             Level l in [0, len(lambdas) - 1] is continuous; between two levels gains are interpolated geometrically.
     """
@@ -71,11 +103,20 @@ class GainedHyperprior(CompressionModel):
     def __init__(self, N: int, M: int, lambdas: list[float]):
         super().__init__()
         self.config = {"name": "mean-scale", "N": N, "M": M, "lambdas": list(lambdas)}
-        self.g_a = nn.Sequential(conv(3, N), GDN1(N), conv(N, N), GDN1(N), conv(N, N), GDN1(N), conv(N, M))
-        self.g_s = nn.Sequential(
-            deconv(M, N), GDN1(N, inverse=True), deconv(N, N), GDN1(N, inverse=True),
-            deconv(N, N), GDN1(N, inverse=True), deconv(N, 3),
+        self.dct = BlockDCT(M)
+        self.g_a = _Transform(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), _Block(N),
+            nn.Conv2d(N, 2 * N, 2, stride=2), _Block(2 * N), nn.Conv2d(2 * N, 2 * N, 2, stride=2), _Block(2 * N),
         )  # fmt: skip
+        self.decide = nn.Sequential(nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), nn.Conv2d(2 * N, 2 * M, 1))
+        self.g_s = _Transform(
+            nn.Conv2d(M, 2 * N, 1), _Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
+            _Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2),
+            _Block(N), nn.Conv2d(N, 48, 3, padding=1), nn.PixelShuffle(4),
+        )  # fmt: skip
+        for last in (self.decide[-1], self.g_s[-2]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         self.h_a = nn.Sequential(
             conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N), nn.LeakyReLU(inplace=True),
             conv(N, N),
@@ -84,13 +125,15 @@ class GainedHyperprior(CompressionModel):
             deconv(N, N), nn.LeakyReLU(inplace=True), deconv(N, N), nn.LeakyReLU(inplace=True),
             conv(N, 2 * M, stride=1, kernel_size=3),
         )  # fmt: skip
+        with torch.no_grad():
+            self.h_s[-1].weight.mul_(0.3)
         self.eb_z = EntropyBottleneck(N)
         self.gaussian_y = GaussianConditional(None)
-        # A step of the quantiser should shrink as lambda^-1/2 (high-rate theory): start the gains there.
-        middle = math.sqrt(lambdas[0] * lambdas[-1])
-        start = torch.tensor([0.5 * math.log(value / middle) for value in lambdas]).view(-1, 1).repeat(1, M)
-        self.log_gain = nn.Parameter(start.clone())
-        self.log_inverse_gain = nn.Parameter(-start.clone())
+        # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
+        # slope of one bit a doubling, so step² = 36 / (lambda · 255² · 2 ln 2) (Gish, Pierce, IEEE Trans. IT 1968).
+        start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
+        self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
+        self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
 
     @property
     def levels(self) -> int:
@@ -117,16 +160,16 @@ class GainedHyperprior(CompressionModel):
             `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
         """
         gain, inverse = self.gains(level)
-        y = self.g_a(x).float() * gain
-        z = self.h_a(y)
+        y = self._analyse(x, level, gain)
+        z = self.h_a(torch.asinh(y))
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
             z_hat, z_likelihoods = self.eb_z(z.float())
-        scales, means = self.h_s(z_hat).float().chunk(2, 1)
+        scales, means = self._y_parameters(z_hat, gain)
         with torch.autocast(x.device.type, enabled=False):
             _, y_likelihoods = self.gaussian_y(y, scales, means)
         y_hat = quantize_ste(y - means) + means
-        x_hat = self.g_s(y_hat * inverse)
-        return {"x_hat": x_hat.float(), "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
+        x_hat = self._synthesise(y_hat * inverse, level)
+        return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
 
     def finish(self) -> None:
         """Build the entropy coder's tables from the trained weights; call once, before saving or coding."""
@@ -137,7 +180,7 @@ class GainedHyperprior(CompressionModel):
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.digest()
 
     @torch.no_grad()
@@ -159,19 +202,21 @@ class GainedHyperprior(CompressionModel):
         if max(height, width) > MAX_SIDE:
             raise ValueError(f"image of {width}x{height}: sides must be at most {MAX_SIDE} pixels")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
-        gain, inverse = self.gains(torch.tensor([level]))
+        at = torch.tensor([level])
+        gain, inverse = self.gains(at)
         pad = (0, -width % STRIDE, 0, -height % STRIDE)
-        y = self.g_a(F.pad(x[None], pad, mode="replicate")) * gain
-        z = self.h_a(y)
+        y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
+        z = self.h_a(torch.asinh(y))
         _check_symbols(z)
         z_string = self.eb_z.compress(z)
         z_hat = self.eb_z.decompress(z_string, z.shape[-2:])
-        indexes, means = self._y_parameters(z_hat)
+        scales, means = self._y_parameters(z_hat, gain)
+        indexes = self.gaussian_y.build_indexes(scales)
         _check_symbols(y - means)
         y_string = self.gaussian_y.compress(y, indexes, means=means)
         data = pack(Bitstream(self._id(), height, width, level, z_string[0], y_string[0]))
         y_hat = self.gaussian_y.quantize(y, "symbols", means).float() + means
-        return data, self._reconstruct(y_hat, inverse, height, width)
+        return data, self._synthesise(y_hat * inverse, at)[0, :, :height, :width].clamp(0, 1)
 
     @torch.no_grad()
     def decode(self, data: bytes) -> tuple[Tensor, float]:
@@ -186,23 +231,39 @@ class GainedHyperprior(CompressionModel):
         stream = unpack(data, self._id())
         if stream.level > self.levels - 1:
             raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
-        gain, inverse = self.gains(torch.tensor([stream.level]))
+        at = torch.tensor([stream.level])
+        gain, inverse = self.gains(at)
         rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
         # The range coder reads past the end of short strings: the zeros make that defined.
         z_hat = self.eb_z.decompress([stream.z + bytes(16)], (rows, columns))
-        indexes, means = self._y_parameters(z_hat)
+        scales, means = self._y_parameters(z_hat, gain)
+        indexes = self.gaussian_y.build_indexes(scales)
         y_hat = self.gaussian_y.decompress([stream.y + bytes(16)], indexes, means=means)
-        x_hat = self._reconstruct(y_hat, inverse, stream.height, stream.width)
+        x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
         if not torch.isfinite(x_hat).all():
             raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
         return x_hat, stream.level
 
-    def _y_parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        scales, means = self.h_s(z_hat).chunk(2, 1)
-        return self.gaussian_y.build_indexes(scales), means
+    def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
+        """Image (N, 3, H, W), sides multiples of 16, to the latent (N, M, H/16, W/16) in quantiser steps."""
+        x = x - 0.5
+        y = self.dct(x) * gain
+        known = torch.cat([torch.asinh(y), self.g_a(x, self._place(level)).float()], 1)
+        attenuation, addition = self.decide(known).float().chunk(2, 1)
+        return y * (1 + attenuation) + gain * self.dct.spread * addition
 
-    def _reconstruct(self, y_hat: Tensor, inverse: Tensor, height: int, width: int) -> Tensor:
-        return self.g_s(y_hat * inverse)[0, :, :height, :width].clamp(0, 1)
+    def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
+        """Latent behind the inverse gain to image, not clamped."""
+        return self.dct.inverse(y) + self.g_s(y / self.dct.spread, self._place(level)).float() + 0.5
+
+    def _y_parameters(self, z_hat: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and means of y in quantiser steps; predicted in units of each coefficient's usual spread."""
+        log_scale, mean = self.h_s(z_hat).float().chunk(2, 1)
+        unit = gain * self.dct.spread
+        return unit * torch.exp(log_scale.clamp(-9, 6) - 1), unit * mean
+
+    def _place(self, level: Tensor) -> Tensor:
+        return level / max(self.levels - 1, 1)
 
     def _id(self) -> bytes:
         if getattr(self, "_cached_id", None) is None:

