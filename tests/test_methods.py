@@ -15,12 +15,12 @@ ALL = {"c": "alone", "c>r": "after", "r>c": "before"}
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.007, 0.02, 0.07])
+    codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.007, 0.02, 0.07])
     codec.finish()
     save_part(codec, root / "separate" / "codec" / "codec.safetensors")
     restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
     with torch.no_grad():
-        restorer.affine.bias[:3] = 0.7 / AFFINE_SCALE  # brightens: visible wherever it is applied
+        restorer.affine.bias[3:] = 0.2 / AFFINE_SCALE  # brightens: visible wherever it is applied
     save_part(restorer, root / "separate" / "restorer" / "restorer.safetensors")
     return root
 
