@@ -70,3 +70,6 @@ def test_tokens():
 
 def test_words_are_those_of_the_degradations():
     assert set(DEGRADATION_WORDS) == set(DEGRADATIONS) and len(DEGRADATION_WORDS) == 10
+    # The order of DA-CLIP's published classifier, which the weights do not tell.
+    published = "motion-blurry hazy jpeg-compressed low-light noisy raindrop rainy shadowed snowy uncompleted"
+    assert " ".join(DEGRADATION_WORDS) == published

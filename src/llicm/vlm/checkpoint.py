@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llicm.errors import UserError
+from llicm.files import atomic_path
 from llicm.vlm.clip import make_clip, model_config
 from llicm.vlm.daclip import DACLIP, make_daclip
 
@@ -205,19 +206,15 @@ def clip_from_state(state: Mapping[str, Tensor], config: dict, source: str | Pat
 
 def _write(state: Mapping[str, Tensor], config: dict, path: Path) -> None:
     """Write safetensors atomically: the file appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Copies, for safetensors refuses tensors that share memory. One key of metadata, for stable bytes.
         state = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
         }
-        save_file(state, temporary, metadata={"config": json.dumps(config, sort_keys=True)})
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            save_file(state, temporary, metadata={"config": json.dumps(config, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_daclip(model: DACLIP, path: str | Path) -> None:

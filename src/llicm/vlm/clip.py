@@ -16,23 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
 
 __all__ = ["DEGRADATION_WORDS", "make_clip", "model_config", "preprocess", "tokenize"]
 
 # The words that DA-CLIP's controller was trained with, in its order, bare (no prompt around them).
-DEGRADATION_WORDS = (
-    "motion-blurry",
-    "hazy",
-    "jpeg-compressed",
-    "low-light",
-    "noisy",
-    "raindrop",
-    "rainy",
-    "shadowed",
-    "snowy",
-    "uncompleted",
-)
+DEGRADATION_WORDS = tuple(DEGRADATIONS)
 
 
 def model_config(name: str) -> dict:
