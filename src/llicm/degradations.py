@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["DEGRADATIONS", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
+__all__ = ["DEGRADATIONS", "IN_ORDER", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
 
 # word -> parameter -> its value at severity 0, 0.5, 1
 LEVELS = MappingProxyType(
@@ -470,6 +470,13 @@ _SINGLE: dict[str, tuple[_Single, str]] = {
 }
 
 DEGRADATIONS: dict[str, _Batched] = {word: _batched(word, *entry) for word, entry in _SINGLE.items()}
+
+
+# Where two meet, in the order of nature: what happens to the light before the lens, on it, in the camera, and after.
+IN_ORDER = (
+    "shadowed", "hazy", "rainy", "snowy", "raindrop", "motion-blurry", "low-light", "noisy", "jpeg-compressed",
+    "uncompleted",
+)  # fmt: skip
 
 
 def degrade(word: str, images: Tensor, severity: float | Tensor, generator: Generator) -> Tensor:

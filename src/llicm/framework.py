@@ -6,11 +6,12 @@
 
 The codec compresses the degraded image X; the restorer turns the decoded X̂ into the enhanced X̂_H. The codec's
 level is known to the decoder (it is in the bitstream), so the restorer is told of it. Either part may be absent:
-a codec alone gives X̂ = X̂_H, a restorer alone works on X itself. The vision-language model plugs in at `context`.
+a codec alone gives X̂ = X̂_H, a restorer alone works on X itself. The guide is the vision-language model; it sees what
+the decoder has, so that nothing is sent for it, and no gradient passes through it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.restore.direct import make_restorer
+from llicm.vlm.guide import Guide, Oracle
 
 __all__ = ["LLICM", "Output", "load_part", "save_part"]
 
@@ -64,20 +66,29 @@ class LLICM(nn.Module):
     Args:
         codec: a learned codec, or None: X̂ = X.
         restorer: a restorer, or None: X̂_H = X̂.
-        context: function from X̂ (N, 3, H, W) to the restorer's context (N, C), or None.
+        guide: what steers the restorer (see `llicm.vlm.guide`), or None. It is not a part that is trained or saved.
     """
 
-    def __init__(
-        self,
-        codec: nn.Module | None,
-        restorer: nn.Module | None,
-        context: Callable[[Tensor], Tensor] | None = None,
-    ):
+    def __init__(self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None):
         super().__init__()
-        self.codec, self.restorer, self.context = codec, restorer, context
+        self.codec, self.restorer = codec, restorer
+        self._guide = (guide,)  # in a tuple, so that it is none of this module's parts
 
-    def forward(self, x: Tensor, level: Tensor | None = None) -> Output:
-        """Differentiable pass for training: X (N, 3, H, W) in [0, 1] and levels (N,) to X̂, X̂_H and likelihoods."""
+    @property
+    def guide(self) -> Guide | Oracle | None:
+        return self._guide[0]
+
+    def forward(self, x: Tensor, level: Tensor | None = None, told: Sequence[str | None] | None = None) -> Output:
+        """Differentiable pass for training.
+
+        Args:
+            x: X (N, 3, H, W) in [0, 1].
+            level: (N,), of the codec; None without one.
+            told: for each image the degradation in words, or None to have it detected.
+
+        Returns:
+            X̂, X̂_H and the likelihoods of the latents.
+        """
         decoded, likelihoods, code = x, {}, None
         if self.codec is not None:
             coded = self.codec(x, level)
@@ -85,14 +96,19 @@ class LLICM(nn.Module):
             code = self.relative_level(level)
             lmbda = self.codec.lambdas(level)
             decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt())
-            return Output(decoded, self.enhance(seen, code), likelihoods)
-        return Output(decoded, self.enhance(decoded, code), likelihoods)
+            return Output(decoded, self.enhance(seen, code, told), likelihoods)
+        return Output(decoded, self.enhance(decoded, code, told), likelihoods)
 
-    def enhance(self, decoded: Tensor, code: Tensor | None = None) -> Tensor:
-        """X̂ (N, 3, H, W) to X̂_H; `code` (N,) is the relative level in [0, 1], None if never compressed."""
+    def enhance(self, decoded: Tensor, code: Tensor | None = None, told: Sequence[str | None] | None = None) -> Tensor:
+        """X̂ (N, 3, H, W) to X̂_H.
+
+        Args:
+            code: (N,) the relative level in [0, 1]; None if never compressed.
+            told: for each image the degradation in words, or None to have it detected; None for all detected.
+        """
         if self.restorer is None:
             return decoded
-        context = self.context(decoded) if self.context is not None else None
+        context = None if self.guide is None else self.guide(decoded.detach(), told)
         return self.restorer(decoded, code, context)
 
     def relative_level(self, level: Tensor) -> Tensor:
@@ -104,14 +120,17 @@ class LLICM(nn.Module):
         return self.codec.encode(x, level)[0]
 
     @torch.no_grad()
-    def decompress(self, data: bytes) -> tuple[Tensor, Tensor]:
+    def decompress(self, data: bytes, task: str | None = None) -> tuple[Tensor, Tensor]:
         """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1].
+
+        Args:
+            task: the degradation in words, e.g. "rainy" or "low-light, noisy", in place of the detected one.
 
         Raises:
             BitstreamError: see `llicm.codec.bitstream.unpack`.
         """
         decoded, level = self.codec.decode(data)
-        enhanced = self.enhance(decoded[None], self.relative_level(torch.tensor([level])))
+        enhanced = self.enhance(decoded[None], self.relative_level(torch.tensor([level])), [task])
         return decoded, enhanced[0].clamp(0, 1)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.images import quantize8
+from llicm.vlm.guide import Oracle, guide_for
 
 __all__ = ["Coded", "Method", "ORDERS", "load_methods"]
 
@@ -65,15 +66,21 @@ class Method:
     decode: Callable[[bytes], tuple[Tensor, float | None]]
     restorer: nn.Module | None
     continuous: bool = False
+    guide: nn.Module | None = None
 
     @torch.no_grad()
-    def run(self, x: Tensor, level: float) -> Coded:
-        """Send X (3, H, W) through the method at a level; the output is decoded from the bytes alone."""
+    def run(self, x: Tensor, level: float, task: str | None = None) -> Coded:
+        """Send X (3, H, W) through the method at a level; the output is decoded from the bytes alone.
+
+        Args:
+            task: the true degradation; only a restorer steered by an oracle is told.
+        """
+        task = task if isinstance(self.guide, Oracle) else None
         if self.order == "before":
-            x = quantize8(self._restore(x, None))
+            x = quantize8(self._restore(x, None, task))
         data = self.encode(x, level)
         decoded, code = self.decode(data)
-        output = self._restore(decoded, code) if self.order == "after" else decoded
+        output = self._restore(decoded, code, task) if self.order == "after" else decoded
         return Coded(data, quantize8(decoded), quantize8(output))
 
     def at_bpp(self, x: Tensor, target: float) -> Coded:
@@ -89,8 +96,9 @@ class Method:
             low, high = (middle, high) if coded.bpp < target else (low, middle)
         return best
 
-    def _restore(self, image: Tensor, code: float | None) -> Tensor:
-        return self.restorer(image[None], None if code is None else torch.tensor([code]))[0].clamp(0, 1)
+    def _restore(self, image: Tensor, code: float | None, task: str | None) -> Tensor:
+        system = LLICM(None, self.restorer, self.guide)
+        return system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
 
 
 def find_part(kind: str, folder: Path) -> Path:
@@ -105,12 +113,13 @@ def find_part(kind: str, folder: Path) -> Path:
     return found[0]
 
 
-def load_methods(family: str, spec: dict, models: Path) -> list[Method]:
+def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Method]:
     """The methods of one family, as declared in params.yaml.
 
     Args:
         family: its name. spec: `codec` ("learned", "raw" or a conventional codec), `models` (folder below `models`),
             `methods` (name -> order) and `levels`.
+        models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.guide`).
 
     Raises:
         UserError: unknown codec or order, or missing weights.
@@ -122,6 +131,7 @@ def load_methods(family: str, spec: dict, models: Path) -> list[Method]:
     restorer = None
     if set(spec["methods"].values()) - {"alone"}:
         restorer = load_part("restorer", find_part("restorer", folder))
+    guide = guide_for(restorer, vlm)
     continuous = spec["codec"] == "learned"
     if continuous:
         system = LLICM(load_part("codec", find_part("codec", folder)), None)
@@ -138,7 +148,7 @@ def load_methods(family: str, spec: dict, models: Path) -> list[Method]:
             return codec.decode(data), None
 
     return [
-        Method(name, family, order, tuple(spec["levels"]), encode, decode, restorer, continuous)
+        Method(name, family, order, tuple(spec["levels"]), encode, decode, restorer, continuous, guide)
         for name, order in spec["methods"].items()
     ]
 

@@ -140,6 +140,7 @@ def strip_rows(
     tasks: list[str],
     families: dict,
     models: Path,
+    vlm: Path,
     pairs: Path,
     *,
     image: str,
@@ -151,24 +152,24 @@ def strip_rows(
     Rates and PSNR in the captions are of the whole photo; the pictures show its middle.
 
     Args:
-        table: made by `bd_table`. families: of params.yaml. models, pairs: folders of the pipeline.
+        table: made by `bd_table`. families: of params.yaml. models, vlm, pairs: folders of the pipeline.
         image: name of the test photo; a task without it shows its first. level: at which LL-ICM codes.
         side: of the pictures shown, in pixels.
     """
-    methods = {m.name: m for family, spec in families.items() for m in _lazy(family, spec, models)}
+    methods = {m.name: m for family, spec in families.items() for m in _lazy(family, spec, models, vlm)}
     rows = []
     for task in tasks:
         found = read_pairs(pairs, "val", task)
         pair = next((p for p in found if p.name == image), found[0])
-        ours = methods[TEST].run(pair.degraded, level)
+        ours = methods[TEST].run(pair.degraded, level, task)
         name = strongest(table, TEST, "psnr", task)
         best = methods[name].at_bpp(pair.degraded, ours.bpp)
         rows.append((task, _columns(pair, name, best, ours, side)))
     return rows
 
 
-def _lazy(family: str, spec: dict, models: Path) -> list[Method]:
-    return [] if spec["codec"] == "raw" else load_methods(family, spec, models)
+def _lazy(family: str, spec: dict, models: Path, vlm: Path) -> list[Method]:
+    return [] if spec["codec"] == "raw" else load_methods(family, spec, models, vlm)
 
 
 def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[tuple[str, Tensor, str]]:

@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llicm.data.stream import PairStream
+from llicm.data.stream import Batch, PairStream
+from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.objectives import bits_per_pixel, distance
+from llicm.vlm.guide import Oracle, guide_for, load_guide
 
-__all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate"]
+__all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate", "restorer_context", "train_arm"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Trainer:
         steps, warmup: schedule in updates (see `learning_rate`). lr: peak learning rate.
         clip: limit of each part's gradient norm.
         first: update to begin with, for an arm that goes on from a trunk.
+        told: share of the rows whose degradation the guide is told in words, so that it can be told later.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
         seed: of the levels and the quantisation noise; step s depends on (seed, s) alone.
         log_every: updates between two rows of the log.
@@ -96,7 +99,7 @@ class Trainer:
     def __init__(
         self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
         steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
-        first: int = 0,
+        first: int = 0, told: float = 0.0,
     ):  # fmt: skip
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -111,7 +114,7 @@ class Trainer:
             cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision)
         )
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
-        self.trains, self.clip, self.seed, self.log_every = trains, clip, seed, log_every
+        self.trains, self.clip, self.seed, self.log_every, self.told = trains, clip, seed, log_every, told
         self.schedule = {"peak": lr, "warmup": warmup, "steps": steps}
         system.requires_grad_(False)
         for name in trains:
@@ -173,8 +176,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             level, lmbda = self._levels(len(x), device)
+            told = self._told(batch)
             with self.accelerator.autocast():
-                output = self.model(x, level)
+                output = self.model(x, level, told)
             loss, bpp = self.objective(output, x, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
@@ -182,7 +186,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.window.append(self._measure(loss, bpp, output, x, ideal, batch.task))
+        single = batch.task.where(batch.second < 0, -1)  # the log is by task; a mixed row is of none
+        self.window.append(self._measure(loss, bpp, output, x, ideal, single))
         self.seconds["data"] += loaded - started
         self.seconds["update"] += time.perf_counter() - loaded
         if self.step % self.log_every and self.step != self.steps:
@@ -197,6 +202,17 @@ class Trainer:
         spread = (torch.randperm(n) + torch.rand(n)) / n
         level = ((spread * 1.2 - 0.1).clamp(0, 1) * top).to(device)
         return level, self.system.codec.lambdas(level)
+
+    def _told(self, batch: Batch) -> list[str | None] | None:
+        if self.system.guide is None or not self.told:
+            return None
+        spoken = torch.rand(len(batch.task)) < self.told
+        # in the order of DA-CLIP's words, as the guide learnt them
+        texts = [
+            ", ".join(sorted((self.tasks[i] for i in {task, second} - {-1}), key=list(DEGRADATIONS).index))
+            for task, second in zip(batch.task.tolist(), batch.second.tolist(), strict=True)
+        ]
+        return [text if aloud else None for text, aloud in zip(texts, spoken.tolist(), strict=True)]
 
     @torch.no_grad()
     def _measure(self, loss, bpp, output, x, ideal, task) -> dict:
@@ -235,21 +251,44 @@ class Trainer:
         self.step, self.rows, self.trunk_weights = state["step"], json.loads(state["rows"]), state["trunk"]
 
 
+def restorer_context(context: str, tasks: list[str], vlm: Path) -> dict | None:
+    """What steers a restorer, as its configuration has it (see `llicm.restore.direct`).
+
+    Args:
+        context: "none"; "degradation" for that embedding alone; "both" for the content embedding too; "oracle" for the
+            true task, as no decoder knows it.
+        vlm: folder of the vision-language model.
+
+    Raises:
+        UserError: another `context`, or the model is missing.
+    """
+    if context == "none":
+        return None
+    if context == "oracle":
+        return {"words": list(tasks)}
+    if context not in ("degradation", "both"):
+        raise UserError(f"params.yaml: an arm's context can be none, degradation, both or oracle, not '{context}'")
+    width = load_guide(vlm).width
+    return {"degradation": width, "content": width if context == "both" else 0}
+
+
 def train_arm(
     name: str, spec: dict, *, photos: list[Tensor], paired: dict | None, tasks: list[str], data: dict, codec: dict,
-    restorer: dict, training: dict, seed: int, models: Path, out: Path, checkpoint=None,
+    restorer: dict, training: dict, seed: int, models: Path, vlm: Path, out: Path, checkpoint=None,
 ) -> "Trainer":  # fmt: skip
     """Train one arm of params.yaml and write its parts; returns the finished trainer, whose `rows` are the log.
 
-    An arm without `start` builds its parts anew, trains `training.trunk + training.branch` updates and also writes
-    the weights as they are at the end of the trunk (`trunk.safetensors`). An arm with `start` (part -> weight file
-    below `models`) goes on from there: data, learning rate and step count are those of the trunk's last update.
+    An arm goes on from its `start` (part -> weight file below `models`): with learning rate, data and step count of the
+    trunk's last update. Parts that it trains but does not start from are built anew. An arm all of whose trained parts
+    are new has `training.trunk + training.branch` updates, or `steps` of its own; without a `start`, it also writes the
+    weights as they are at the end of the trunk (`trunk.safetensors`).
 
     Args:
-        spec: `trains` (parts to update), `start` (or null) and `objective`.
+        spec: `trains` (parts to update), `start` (or null), `objective`, `context` (what steers a new restorer: see
+            `restorer_context`) and `steps` (or null).
         photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
-        data, codec, restorer, training: groups of params.yaml. out: folder of this arm's weights.
-        checkpoint: see `llicm.study.scratch`; None to go without.
+        data, codec, restorer, training: groups of params.yaml. vlm: folder of the vision-language model.
+        out: folder of this arm's weights. checkpoint: see `llicm.study.scratch`; None to go without.
 
     Raises:
         UserError: unknown parts or distances, missing weights to start from, or divergence.
@@ -259,27 +298,34 @@ def train_arm(
     from llicm.restore.direct import make_restorer
 
     torch.manual_seed(seed)
-    start = spec["start"]
-    if start:
-        parts = {kind: load_part(kind, Path(models) / file) for kind, file in start.items()}
-    else:
-        makers = {"codec": (make_codec, codec), "restorer": (make_restorer, restorer)}
-        parts = {kind: makers[kind][0](**makers[kind][1]) for kind in spec["trains"]}
-    system = LLICM(parts.get("codec"), parts.get("restorer"))
+    start = spec["start"] or {}
+    parts = {kind: load_part(kind, Path(models) / file) for kind, file in start.items()}
+    fresh = [kind for kind in spec["trains"] if kind not in parts]
+    if "codec" in fresh:
+        parts["codec"] = make_codec(**codec)
+    if "restorer" in fresh:
+        context = restorer_context(spec.get("context") or "none", tasks, vlm)
+        parts["restorer"] = make_restorer(**restorer, context=context)
+    system = LLICM(parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm))
     if len(parts) == 2:
         system.restorer.coded = True
-    trunk = 0 if start else training["trunk"]
+    steps, trunk = training["trunk"] + training["branch"], 0
+    if spec.get("steps"):
+        steps = spec["steps"]
+    elif not start:
+        trunk = training["trunk"]
+    first = 0 if fresh else training["trunk"]
     if training["checkpoint_every"] % training["log_every"]:
         raise UserError("params.yaml: training.checkpoint_every must be a multiple of training.log_every")
     stream = PairStream(
         photos, tasks, training["crop"], training["batch"], seed, data["dead_leaves_share"],
-        tuple(data["severity"]), data["pool"], data["refresh"], paired,
+        tuple(data["severity"]), data["pool"], data["refresh"], paired, data["mixed"],
     )  # fmt: skip
     trainer = Trainer(
         system, spec["trains"], Objective(**spec["objective"]), stream, tasks,
-        steps=training["trunk"] + training["branch"], first=training["trunk"] if start else 0,
-        warmup=training["warmup"], lr=training["lr"], clip=training["clip"], precision=training["precision"],
-        seed=seed, log_every=training["log_every"],
+        steps=steps, first=first, warmup=training["warmup"], lr=training["lr"], clip=training["clip"],
+        precision=training["precision"], seed=seed, log_every=training["log_every"],
+        told=1.0 if isinstance(system.guide, Oracle) else training["told"],
     )  # fmt: skip
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:

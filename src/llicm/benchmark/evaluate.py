@@ -14,12 +14,13 @@ __all__ = ["Plan", "evaluate_family"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker needs: the family, its spec of params.yaml, where models and NIQE fit lie, metrics, and the
+    """What a worker needs: the family, its spec of params.yaml, where models, VLM and NIQE fit lie, metrics, and the
     folder for bitstreams."""
 
     family: str
     spec: dict
     models: Path
+    vlm: Path
     metrics: tuple[str, ...]
     niqe_fit: Path
     streams: Path
@@ -37,7 +38,7 @@ def _start(plan: Plan) -> None:
     torch.set_num_threads(1)
     _worker.update(
         plan=plan,
-        methods=load_methods(plan.family, plan.spec, plan.models),
+        methods=load_methods(plan.family, plan.spec, plan.models, plan.vlm),
         metrics=make_metrics(list(plan.metrics), plan.niqe_fit),
     )
 
@@ -46,7 +47,7 @@ def _measure(task: str, pair: Pair) -> list[dict]:
     plan, rows = _worker["plan"], []
     for method in _worker["methods"]:
         for level in method.levels:
-            coded = method.run(pair.degraded, level)
+            coded = method.run(pair.degraded, level, task)
             stream = plan.streams / task / pair.name / f"{method.name.replace('>', '-then-')}@{level:g}"
             stream.parent.mkdir(parents=True, exist_ok=True)
             if plan.spec["codec"] != "raw":

@@ -13,10 +13,12 @@ from torch import Generator, Tensor
 
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.pairs import Pair
-from llicm.degradations import DEGRADATIONS, degrade
+from llicm.degradations import DEGRADATIONS, IN_ORDER, degrade
 from llicm.errors import UserError
 
-__all__ = ["Batch", "PairStream"]
+__all__ = ["CLEAN", "Batch", "PairStream"]
+
+CLEAN = "clean"  # the task of a row that is left as it is
 
 _SCALES = (1.0, 0.75, 0.5)
 _MASK = 2**63 - 1
@@ -25,14 +27,17 @@ _MASK = 2**63 - 1
 class Batch(NamedTuple):
     """One training batch; images are (N, 3, crop, crop) float32 in [0, 1].
 
-    ``task`` (N,) int64 indexes the stream's tasks, ``severity`` (N,) float32 lies in [0, 1] and is NaN for
-    crops of ready-made pairs, whose severity nobody knows.
+    ``task`` (N,) int64 indexes the stream's tasks and ``second`` (N,) the further task of a mixed row, -1 for none.
+    ``severity`` (N,) float32 lies in [0, 1] and is NaN for crops of ready-made pairs, whose severity nobody knows.
+    ``photo`` (N,) int64 indexes the stream's photos; -1 for dead leaves and ready-made pairs.
     """
 
     degraded: Tensor
     ideal: Tensor
     task: Tensor
     severity: Tensor
+    second: Tensor
+    photo: Tensor
 
 
 class PairStream:
@@ -45,7 +50,7 @@ class PairStream:
         photos: clean photos (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
             proportional to the square root of its area, at a scale of 1, 0.75 or 0.5 that is not smaller than
             the crop; photos smaller than the crop are mirrored at the border.
-        tasks: degradation words, in the order that ``Batch.task`` counts.
+        tasks: degradation words, or "clean", in the order that ``Batch.task`` counts.
         crop: side of the crops in pixels.
         batch: rows per batch.
         seed: seed of everything.
@@ -54,6 +59,7 @@ class PairStream:
         pool: number of dead-leaves images at hand at a time.
         refresh: steps after which the oldest of them is replaced by a new one.
         paired: ready-made training pairs by word; half of that task's rows are then crops of these.
+        mixed: probability, 0 to 1, that a row suffers a second of the tasks too, at a severity of its own.
 
     Raises:
         UserError: an unknown degradation word.
@@ -72,18 +78,20 @@ class PairStream:
         pool: int,
         refresh: int,
         paired: Mapping[str, Sequence[Pair]] | None = None,
+        mixed: float = 0.0,
     ):
         low, high = severity
         if not photos or not tasks or min(crop, batch, pool, refresh) < 1:
             raise ValueError("PairStream needs photos, tasks, and crop, batch, pool, refresh >= 1")
-        if not (0 <= low <= high <= 1 and 0 <= dead_leaves_share <= 1):
-            raise ValueError("severity and dead_leaves_share must lie in [0, 1]")
-        if unknown := [word for word in tasks if word not in DEGRADATIONS]:
+        if not (0 <= low <= high <= 1 and 0 <= dead_leaves_share <= 1 and 0 <= mixed <= 1):
+            raise ValueError("severity, dead_leaves_share and mixed must lie in [0, 1]")
+        if unknown := [word for word in tasks if word not in DEGRADATIONS and word != CLEAN]:
             known = ", ".join(DEGRADATIONS)
             raise UserError(f"tasks: unknown degradation {unknown[0]!r}; use one of {known}.")
         self.tasks = tuple(tasks)
         self.crop, self.rows, self.seed = crop, batch, seed
-        self.dead_leaves_share, self.severity = dead_leaves_share, (low, high)
+        self.dead_leaves_share, self.severity, self.mixed = dead_leaves_share, (low, high), mixed
+        self._degrading = [index for index, word in enumerate(self.tasks) if word != CLEAN]
         self.pool, self.refresh = pool, refresh
         self._pyramids = [_pyramid(photo, crop) for photo in photos]
         self._cumulative = _cumulative(photos)
@@ -102,36 +110,62 @@ class PairStream:
     def batch(self, step: int) -> Batch:
         """The batch of a step (0, 1, 2, ...): the same bytes whichever batches were made before."""
         generator = Generator().manual_seed(_mix(self.seed, 1, step))
-        turn = [(step * self.rows + row) % len(self.tasks) for row in range(self.rows)]
+        task = torch.tensor([(step * self.rows + row) % len(self.tasks) for row in range(self.rows)])
         low, high = self.severity
         severity = torch.rand(self.rows, generator=generator) * (high - low) + low
         ideal = torch.empty(self.rows, 3, self.crop, self.crop)
         degraded = torch.empty_like(ideal)
-        ready = [self._row(row, turn[row], step, ideal, degraded, generator) for row in range(self.rows)]
-        for index, word in enumerate(self.tasks):
-            rows = [row for row in range(self.rows) if turn[row] == index and not ready[row]]
-            if rows:
-                degraded[rows] = degrade(word, ideal[rows], severity[rows], generator)
-        severity[torch.tensor(ready)] = math.nan
-        return Batch(degraded, ideal, torch.tensor(turn), severity)
+        photo = [self._row(row, int(task[row]), step, ideal, degraded, generator) for row in range(self.rows)]
+        ready = torch.tensor([index is None for index in photo])
+        photo = torch.tensor([-1 if index is None else index for index in photo])
+        severity[ready] = math.nan
+        second, level = self._second(task, ready, generator)
+        degraded = torch.where(ready[:, None, None, None], degraded, ideal)
+        for word in IN_ORDER:
+            if word not in self.tasks:
+                continue
+            index = self.tasks.index(word)
+            rows = ((task == index) & ~ready) | (second == index)
+            if rows.any():
+                severities = torch.where(second == index, level, severity)[rows]
+                degraded[rows] = degrade(word, degraded[rows], severities, generator)
+        return Batch(degraded, ideal, task, severity, second, photo)
 
-    def _row(self, row: int, task: int, step: int, ideal: Tensor, degraded: Tensor, generator: Generator) -> bool:
-        """Fill the row's ideal crop; True if a ready-made pair also gave the degraded one."""
+    def _second(self, task: Tensor, ready: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Of each row the further task, or -1, and its severity."""
+        second = torch.full_like(task, -1)
+        if not self.mixed or len(self._degrading) < 2:
+            return second, torch.zeros(len(task))
+        low, high = self.severity
+        u = torch.rand(3, self.rows, generator=generator)
+        degrading = torch.tensor(self._degrading)
+        # another one: a turn of 1 to len - 1 places round the list
+        place = (task[:, None] == degrading).int().argmax(1)
+        turn = 1 + (u[1] * (len(degrading) - 1)).long()
+        other = degrading[(place + turn) % len(degrading)]
+        rows = (u[0] < self.mixed) & ~ready & (task[:, None] == degrading).any(1)
+        return torch.where(rows, other, second), u[2] * (high - low) + low
+
+    def _row(self, row: int, task: int, step: int, ideal: Tensor, degraded: Tensor, generator: Generator) -> int | None:
+        """Fill the row's ideal crop; returns the photo's index, -1 for dead leaves, or None if it is from a ready-made
+        pair, which then has filled the degraded crop as well."""
         u = torch.rand(12, generator=generator, dtype=torch.float64).tolist()
         word = self.tasks[task]
         if word in self._paired and u[0] < 0.5:
             index = bisect.bisect_right(self._paired_cumulative[word], u[2])
             for image, target in zip(self._paired[word][index], (degraded, ideal), strict=True):
                 target[row] = _cut(image, self.crop, u[3], u[4], u[5])
-            return True
+            return None
+        photo = -1
         if u[1] < self.dead_leaves_share:
             first = step // self.refresh
             image = self._leaf(first + int(u[2] * self.pool), first)
         else:
-            pyramid = self._pyramids[bisect.bisect_right(self._cumulative, u[2])]
+            photo = bisect.bisect_right(self._cumulative, u[2])
+            pyramid = self._pyramids[photo]
             image = pyramid[int(u[6] * len(pyramid))]
         ideal[row] = _recolour(_cut(image, self.crop, u[3], u[4], u[5]), u[7:])
-        return False
+        return photo
 
     def _leaf(self, index: int, first: int) -> Tensor:
         if index not in self._leaves:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llicm.errors import UserError
 from llicm.transforms import LappedDCT
+from llicm.vlm.context import Context
 
 __all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
 
@@ -99,20 +100,24 @@ class DirectRestorer(nn.Module):
     Args:
         width: channels at half resolution (doubled at 1/4 and 1/8).
         blocks: residual blocks at 1/2, 1/4 and 1/8 of the resolution (the first two again on the way up).
-        context: length of the context vector of a vision-language model; 0 for none.
+        context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
+            without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
         coded: whether it was trained on decoded images; if not, it takes every input as never compressed.
     """
 
     STRIDE = 8
 
-    def __init__(self, width: int, blocks: list[int], context: int = 0, coded: bool = False):
+    def __init__(self, width: int, blocks: list[int], context: dict | None = None, coded: bool = False):
         super().__init__()
         self.size = {"width": width, "blocks": list(blocks), "context": context}
         self.coded = coded
         w1, w2, w3 = width, 2 * width, 4 * width
         self.code = nn.Linear(2, CONDITION)
         nn.init.zeros_(self.code.weight)  # the code level starts without influence
-        self.context = nn.Linear(context, CONDITION, bias=False) if context else None
+        lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
+        self.steering = nn.ModuleDict(
+            {name: nn.Linear(lengths[name], CONDITION, bias=False) for name in Context._fields if lengths.get(name)}
+        )
         self.encoder = nn.Sequential(
             nn.Conv2d(48, 32, 3, padding=1),
             nn.GELU("tanh"),
@@ -146,14 +151,14 @@ class DirectRestorer(nn.Module):
         """Arguments that build this restorer again."""
         return {"name": "direct", **self.size, "coded": self.coded}
 
-    def forward(self, x: Tensor, code: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Restore a batch.
 
         Args:
             x: (N, 3, H, W) in [0, 1], any size.
             code: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
                 were never compressed.
-            context: (N, context), embeddings of a vision-language model; None for none.
+            context: embeddings of X̂ by a vision-language model; None for none. Their length does not matter.
 
         Returns:
             (N, 3, H, W), not clamped.
@@ -165,8 +170,11 @@ class DirectRestorer(nn.Module):
         else:
             code = torch.stack([code, torch.ones_like(code)], 1).to(x)
         condition = self.code(code)
-        if self.context is not None and context is not None:
-            condition = condition + self.context(context)
+        for name, layer in self.steering.items():
+            embedding = None if context is None else getattr(context, name)
+            if embedding is not None:
+                unit = F.normalize(embedding.to(x), dim=-1)
+                condition = condition + layer(unit * layer.in_features**0.5)
         condition = F.silu(condition + self._recognise(x))
         h1 = self.enter1(self.stem(F.pixel_unshuffle(x, 2)), condition)
         h2 = self.enter2(self.down1(h1), condition)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well the guide recognises degradations in decoded images it has never seen."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Generator, Tensor, nn
+
+from llicm.degradations import degrade
+from llicm.vlm.clip import DEGRADATION_WORDS
+from llicm.vlm.guide import CLEAN, Guide
+
+__all__ = ["accuracy", "recognise_all", "tiles"]
+
+
+def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
+    """Photos (3, H, W) cut into squares of `side` that do not overlap, at the centre; smaller photos stay whole."""
+    out = {}
+    for name, photo in photos.items():
+        rows, cols = (max(size // side, 1) for size in photo.shape[1:])
+        height, width = (min(size, side) for size in photo.shape[1:])
+        top, left = (photo.shape[1] - rows * height) // 2, (photo.shape[2] - cols * width) // 2
+        for r in range(rows):
+            for c in range(cols):
+                out[f"{name} {r},{c}"] = photo[
+                    :, top + r * height : top + (r + 1) * height, left + c * width : left + (c + 1) * width
+                ]
+    return out
+
+
+@torch.no_grad()
+def recognise_all(
+    guide: Guide, photos: Mapping[str, Tensor], codec: nn.Module | None, *, side: int, severities: Sequence[float],
+    levels: Sequence[float], seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Ask the guide for the degradation of every photo, at every severity and level of compression.
+
+    Args:
+        photos: clean (3, H, W) by name; cut into `tiles` of `side`.
+        codec: a learned codec, in eval mode; None for uncompressed images only.
+        levels: of the codec.
+
+    Returns:
+        A row per image: `photo`, `severity`, `level` (NaN: uncompressed), `word` and the `guess`, among the ten
+        degradation words and "clean".
+    """
+    words, rows = (*DEGRADATION_WORDS, CLEAN), []
+    pieces = tiles(photos, side)
+    generator = Generator().manual_seed(seed)
+    for word in words:
+        for severity in severities:
+            for name, piece in pieces.items():
+                x = piece[None] if word == CLEAN else degrade(word, piece[None], severity, generator)
+                for level in (math.nan, *(levels if codec is not None else ())):
+                    decoded = x
+                    if not math.isnan(level):
+                        decoded = codec(x, torch.tensor([float(level)]))["x_hat"].clamp(0, 1)
+                    guess = words[int(guide.recognise(decoded, words)[0].argmax())]
+                    rows.append({"photo": name, "severity": severity, "level": level, "word": word, "guess": guess})
+    return pd.DataFrame(rows)
+
+
+def accuracy(table: pd.DataFrame, words: Sequence[str]) -> dict[str, float]:
+    """Share of right guesses on images of these words, by level ("none": uncompressed, then the levels in order)."""
+    of = table[table["word"].isin(words)]
+    right = (of["word"] == of["guess"]).groupby(of["level"].fillna(-1.0)).mean()
+    return {"none" if level < 0 else f"{level:g}": float(value) for level, value in right.items()}
