@@ -102,12 +102,13 @@ def _sentence(error, values) -> str:
 
 
 def _check_arms(values: dict, path: str | os.PathLike) -> None:
-    listed = values["pretrain"] + values["train_arms"]
+    groups = ("codec_arms", "restorer_arms", "train_arms")
+    listed = [name for group in groups for name in values[group]]
     for name in listed:
         if name not in values["arms"]:
             raise UserError(f"{path}: '{name}' is in a list of arms but not described; add 'arms.{name}' or remove it")
         if listed.count(name) > 1:
-            raise UserError(f"{path}: '{name}' is in both 'pretrain' and 'train_arms'; remove it from one")
+            raise UserError(f"{path}: '{name}' is in more than one of {', '.join(groups)}; leave it in one")
     for name in values["arms"]:
         if name not in listed:
-            raise UserError(f"{path}: 'arms.{name}' is never trained; add '{name}' to 'pretrain' or 'train_arms'")
+            raise UserError(f"{path}: 'arms.{name}' is never trained; add '{name}' to one of {', '.join(groups)}")

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llicm.errors import UserError
-from llicm.vlm.checkpoint import load_daclip
+from llicm.files import write_atomically
+from llicm.vlm.checkpoint import load_daclip, save_daclip
 from llicm.vlm.clip import DEGRADATION_WORDS, preprocess, tokenize
 from llicm.vlm.context import Context
 from llicm.vlm.daclip import DACLIP
 
-__all__ = ["CLEAN", "VIEWS", "Guide", "Oracle", "guide_for", "load_guide", "windows"]
+__all__ = ["CLEAN", "VIEWS", "Guide", "Oracle", "guide_for", "load_guide", "save_guide", "windows"]
 
 CLEAN = "clean"
 VIEWS = ("whole", "windows")
@@ -156,6 +157,16 @@ def guide_for(restorer: nn.Module | None, folder: Path) -> "Guide | Oracle | Non
     if any(length not in (0, guide.width) for length in context.values()):
         raise UserError(f"{folder}: this model's embeddings have {guide.width} numbers, the restorer wants {context}")
     return guide
+
+
+def save_guide(guide: Guide, folder: Path) -> None:
+    """Write the model and how it looks at images into a folder, for `load_guide`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    save_daclip(guide.model, Path(folder) / "daclip.safetensors")
+    write_atomically(Path(folder) / "guide.json", (json.dumps({"view": guide.view}) + "\n").encode())
 
 
 def load_guide(folder: Path) -> Guide:

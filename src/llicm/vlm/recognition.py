@@ -32,19 +32,20 @@ def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def recognise_all(
-    guide: Guide, photos: Mapping[str, Tensor], codec: nn.Module | None, *, side: int, severities: Sequence[float],
-    levels: Sequence[float], seed: int,
+    guide: Guide, photos: Mapping[str, Tensor], tasks: Sequence[str], codec: nn.Module | None, *, side: int,
+    severities: Sequence[float], levels: Sequence[float], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Ask the guide for the degradation of every photo, at every severity and level of compression.
 
     Args:
         photos: clean (3, H, W) by name; cut into `tiles` of `side`.
+        tasks: the words that the study is about.
         codec: a learned codec, in eval mode; None for uncompressed images only.
         levels: of the codec.
 
     Returns:
-        A row per image: `photo`, `severity`, `level` (NaN: uncompressed), `word` and the `guess`, among the ten
-        degradation words and "clean".
+        A row per image: `photo`, `severity`, `level` (NaN: uncompressed), `word`, the `guess` among the ten
+        degradation words and "clean", and `guess_of_tasks`, the likeliest of `tasks`.
     """
     words, rows = (*DEGRADATION_WORDS, CLEAN), []
     pieces = tiles(photos, side)
@@ -56,9 +57,13 @@ def recognise_all(
                 for level in (math.nan, *(levels if codec is not None else ())):
                     decoded = x
                     if not math.isnan(level):
-                        decoded = codec(x, torch.tensor([float(level)]))["x_hat"].clamp(0, 1)
-                    guess = words[int(guide.recognise(decoded, words)[0].argmax())]
-                    rows.append({"photo": name, "severity": severity, "level": level, "word": word, "guess": guess})
+                        decoded = codec.encode(x[0], float(level))[1][None]
+                    likely = guide.recognise(decoded, words)[0]
+                    guess, among = words[int(likely.argmax())], max(tasks, key=lambda w: likely[words.index(w)])
+                    rows.append({
+                        "photo": name, "severity": severity, "level": level, "word": word, "guess": guess,
+                        "guess_of_tasks": among,
+                    })  # fmt: skip
     return pd.DataFrame(rows)
 
 
