@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llicm.benchmark.bdrate import MIN_OVERLAP, TIE_TOLERANCE, bd, bd_table, headline, to_db
+from llicm.benchmark.bdrate import MIN_OVERLAP, TIE_TOLERANCE, bd, bd_interval, bd_table, headline, to_db
 from llicm.benchmark.records import mean_curves, read_records, write_records
 from llicm.errors import UserError
 
@@ -316,3 +316,97 @@ def test_table_refuses_what_cannot_be_compared():
     gap = records[~((records["method"] == "rdo") & (records["image"] == "b") & (records["level"] == 2))]
     with pytest.raises(UserError, match="rdo, hazy, level 2 lack psnr of image b"):
         mean_curves(gap, "psnr")
+
+
+def by_image(gains, factor=1.0, tasks=("noisy", "hazy")):
+    """Records of rdo, and of llicm with another gain on every image and `factor` times the bytes."""
+    rows = []
+    for image, gain in gains.items():
+        for task in tasks:
+            for level, (rate, quality) in enumerate(zip(RATE, RISING, strict=True)):
+                for method, more, times in (("rdo", 0, 1), ("llicm", gain, factor)):
+                    rows.append({
+                        "method": method, "family": method, "order": "alone", "task": task, "image": image,
+                        "level": str(level), "bytes": 100, "bpp": rate * times, "metric": "psnr",
+                        "value": quality + more,
+                    })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_interval_of_equal_methods_is_zero():
+    found = bd_interval(by_image(dict.fromkeys("abc", 0.0)), "psnr", "llicm", "rdo")
+    for number in (found.rate, found.quality):
+        assert (number.estimate, number.low, number.high) == pytest.approx((0, 0, 0), abs=1e-9)
+        assert not number.excludes_zero and (number.defined, number.resamples) == (2, 27)
+    assert (found.tasks, found.images) == (2, 3)
+
+
+def test_interval_of_half_the_bytes():
+    rate = bd_interval(by_image(dict.fromkeys("abc", 0.0), factor=0.5), "psnr", "llicm", "rdo").rate
+    assert (rate.estimate, rate.low, rate.high) == pytest.approx((-50, -50, -50)) and rate.excludes_zero
+
+
+def test_interval_agrees_with_the_table_and_with_single_images():
+    gains = {"a": 0.2, "b": 0.5, "c": 1.4}
+    records = by_image(gains)
+    records.loc[records["image"] == "a", "value"] -= 4  # difficult for both
+    found = bd_interval(records, "psnr", "llicm", "rdo", ["hazy", "noisy"])
+    mean = headline(bd_table(records, ["psnr"], ["llicm"], ["rdo"], ["hazy", "noisy"]), "llicm", "rdo", "psnr")
+    assert (found.rate.estimate, found.quality.estimate) == (mean.bd_rate, mean.bd_quality)
+    for number in (found.rate, found.quality):
+        assert number.low < number.estimate < number.high
+    # One offset an image: BD-quality of a resample is the mean gain of what is drawn, so all 27 can be listed.
+    means = [np.mean([x, y, z]) for x in gains.values() for y in gains.values() for z in gains.values()]
+    assert (found.quality.low, found.quality.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    narrow = bd_interval(records, "psnr", "llicm", "rdo", level=0.5).quality
+    assert (narrow.low, narrow.high) == pytest.approx(tuple(np.quantile(means, [0.25, 0.75])))
+
+
+def test_resamples_are_common_to_both_methods_and_all_tasks():
+    # What differs between images alone, or cancels between tasks, gives no width.
+    records = by_image({"a": 0.5, "b": 0.5, "c": 0.5})
+    records["value"] += 5 * records["image"].map({"a": -1, "b": 0, "c": 1})
+    shared = bd_interval(records, "psnr", "llicm", "rdo").quality
+    assert (shared.low, shared.high) == pytest.approx((0.5, 0.5))
+    opposite = by_image({"a": 0.5, "b": 0.0, "c": -0.5})
+    hazy = (opposite["task"] == "hazy") & (opposite["method"] == "llicm")
+    opposite.loc[hazy, "value"] -= 2 * opposite["image"].map({"a": 0.5, "b": 0.0, "c": -0.5})
+    zero = bd_interval(opposite, "psnr", "llicm", "rdo").quality
+    assert (zero.low, zero.high) == pytest.approx((0, 0), abs=1e-9)
+    # With other images in each task the draws are independent, and the same differences no longer cancel.
+    opposite.loc[opposite["task"] == "hazy", "image"] += "2"
+    apart = bd_interval(opposite, "psnr", "llicm", "rdo")
+    assert apart.images == 6 and apart.quality.low < -0.1 < 0.1 < apart.quality.high
+    assert apart.quality.resamples == 27 * 27
+
+
+def test_many_images_are_drawn_at_random_by_the_seed():
+    records = by_image({f"photo{i}": 0.1 * i for i in range(6)}, tasks=["noisy"])
+    first, again, other = (bd_interval(records, "psnr", "llicm", "rdo", draws=60, seed=s) for s in (0, 0, 1))
+    assert first == again != other and first.quality.resamples == 60
+    # The standard deviation of a mean of six is 0.07: 95% are within about 0.14.
+    assert first.quality.low == pytest.approx(0.25 - 0.14, abs=0.06)
+    assert first.quality.high == pytest.approx(0.25 + 0.14, abs=0.06)
+
+
+def test_interval_leaves_out_what_is_undefined():
+    records = by_image({"a": 0.5, "b": 1.0})
+    records.loc[(records["task"] == "hazy") & (records["method"] == "llicm"), "value"] += 20  # never meet
+    found = bd_interval(records, "psnr", "llicm", "rdo")
+    assert found.rate.defined == 1 and found.quality.defined == 2 and found.rate.resamples == 4
+    assert found.rate.estimate == pytest.approx(bd_interval(records, "psnr", "llicm", "rdo", ["noisy"]).rate.estimate)
+    none = bd_interval(records, "psnr", "llicm", "rdo", ["hazy"]).rate
+    assert (none.estimate, none.low, none.high, none.resamples) == (None, None, None, 0) and not none.excludes_zero
+    # On image b alone noisy has no BD-rate either: of the four resamples one is left out.
+    records.loc[(records["image"] == "b") & (records["method"] == "llicm"), "value"] += 8
+    part = bd_interval(records, "psnr", "llicm", "rdo").rate
+    assert (part.defined, part.resamples) == (1, 3)
+
+
+def test_interval_refuses_senseless_requests():
+    records = by_image({"a": 0.0, "b": 1.0})
+    for wrong in ({"level": 1.0}, {"draws": 0}, {"anchor": "llicm"}):
+        with pytest.raises(ValueError, match="two different methods"):
+            bd_interval(records, **({"metric": "psnr", "test": "llicm", "anchor": "rdo"} | wrong))
+    with pytest.raises(UserError, match="no psnr of webp"):
+        bd_interval(records, "psnr", "llicm", "webp")

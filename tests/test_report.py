@@ -8,7 +8,17 @@ import pytest
 
 from llicm.benchmark.bdrate import bd_table
 from llicm.errors import UserError
-from llicm.report import mean_points, readme_results, restoration, strongest, summary, update_readme, write_compressai
+from llicm.report import (
+    ablation,
+    ablation_markdown,
+    mean_points,
+    readme_results,
+    restoration,
+    strongest,
+    summary,
+    update_readme,
+    write_compressai,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]
@@ -66,6 +76,74 @@ def test_readme_tables(records, table):
     text = readme_results(records, table, TASKS)
     assert "mean BD-rate -50.0% over the 2 of 2 tasks" in text
     assert "| gain | +4.50 | +4.50 |" in text
+
+
+@pytest.fixture(scope="module")
+def variants():
+    """Gains over no-vlm by image: `both` always, `oracle` half the rate on top, `degradation-only` in one of two."""
+    gains = {
+        "no-vlm": (0, 0),
+        "both": (0.25, 0.75),
+        "oracle": (0.5, 1.5),
+        "degradation-only": (-1, 1.5),
+        "x>y": (-1, -2),
+    }
+    return pd.DataFrame(
+        dict(method=m, family=m, order="after", task=t, image=i, level=str(level), bytes=1000,
+             bpp=0.1 * 2**level, metric=metric, value=(20 if metric == "psnr" else 0.5 ) + size * (2.0 * level + gain))
+        for m, both in gains.items() for t in TASKS for i, gain in zip("ab", both, strict=True) for level in range(5)
+        for metric, size in (("ms_ssim", 0.04), ("psnr", 1.0))
+    )  # fmt: skip
+
+
+def test_ablation(variants):
+    table = ablation(variants, "no-vlm", ["degradation-only", "both"], TASKS, ["ms_ssim", "psnr"])
+    assert table[["method", "metric"]].to_numpy().tolist() == [
+        [method, metric] for metric in ("ms_ssim", "psnr") for method in ("degradation-only", "both")
+    ]
+    assert set(table["anchor"]) == {"no-vlm"} and set(table["images"]) == {2}
+    single = bd_table(variants, ["psnr"], ["both"], ["no-vlm"], TASKS)
+    both = table.iloc[3]
+    assert both["bd_rate"] == pytest.approx(single["bd_rate"].mean()) and both["tasks_defined"] == 2
+    assert (both["noisy"], both["hazy"]) == pytest.approx(tuple(single["bd_quality"]))
+    # BD-PSNR is the gain itself, so the four resamples of two images are 0.25, 0.5, 0.5, 0.75
+    assert both["bd_quality"] == pytest.approx(0.5)
+    ends = np.quantile([0.25, 0.5, 0.5, 0.75], [0.025, 0.975])
+    assert (both["bd_quality_low"], both["bd_quality_high"]) == pytest.approx(tuple(ends))
+    # 2 dB are a factor of 2 in rate
+    assert both["bd_rate"] == pytest.approx(100 * (2**-0.25 - 1)) and both["bd_rate_low"] < both["bd_rate_high"] < 0
+    with pytest.raises(UserError, match="no psnr of nonesuch"):
+        ablation(variants, "no-vlm", ["nonesuch"], TASKS, ["psnr"])
+
+
+def test_ablation_in_words(variants):
+    tests = ["degradation-only", "both", "oracle", "x>y"]
+    table = ablation(variants, "no-vlm", tests, TASKS, ["ms_ssim", "psnr"])
+    lines = ablation_markdown(table, 1200).splitlines()
+    assert "equal budget of 1,200 updates" in lines[0] and "compared with no VLM" in lines[0]
+    assert "the 2 test photos" in lines[0] and "BD-quality per task" in lines[0]
+    assert lines[2] == "| variant | mean BD-rate vs no VLM | tasks where defined | mean BD-PSNR (dB) | noisy | hazy |"
+    assert lines[5] == "| both embeddings | -15.9% [-22.4, -8.9] | 2 of 2 | +0.50 [+0.27, +0.73] | +0.50 | +0.50 |"
+    assert [line.split(" | ")[0] for line in lines[4:8]] == [
+        "| degradation embedding", "| both embeddings", "| task oracle (one-hot)", "| x → y",
+    ]  # fmt: skip
+    assert lines[9] == (
+        "By mean BD-PSNR against no VLM, "
+        "degradation embedding: no difference shown at this size (its interval includes zero); "
+        "both embeddings: helps (its interval excludes zero); "
+        "task oracle (one-hot): helps (its interval excludes zero); "
+        "x → y: hurts (its interval excludes zero)."
+    )
+    assert "mean BD-MS-SSIM (dB)" in lines[11] and len(lines) == 19
+
+
+def test_ablation_says_what_is_undefined(variants):
+    apart = variants.copy()
+    apart.loc[(apart["method"] == "both") & (apart["task"] == "hazy"), "value"] += 30
+    apart.loc[apart["method"] == "x>y", "bpp"] *= 1000
+    text = ablation_markdown(ablation(apart, "no-vlm", ["both", "x>y"], TASKS, ["psnr"]), 1)
+    assert "| 1 of 2 | +15.50" in text and "x → y: cannot be compared." in text
+    assert text.splitlines()[5].endswith("| n/a | n/a | n/a |")
 
 
 def test_readme_shows_the_published_results():

@@ -2,13 +2,15 @@
 """From records to what is published: comparisons, the README's tables, and picture strips at matched rate."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from llicm.benchmark.bdrate import headline
+from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table, headline
+from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import mean_curves, references, to_compressai_json
 from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
@@ -17,6 +19,8 @@ from llicm.files import write_atomically
 from llicm.methods import Coded, Method, load_methods
 
 __all__ = [
+    "ablation",
+    "ablation_markdown",
     "mean_points",
     "readme_results",
     "restoration",
@@ -28,6 +32,17 @@ __all__ = [
 ]
 
 TEST, SEPARATE = "llicm", "rdo>restorer"  # the study's method, and the framework that it replaces
+VARIANTS = {
+    "no-vlm": "no VLM",
+    "degradation-only": "degradation embedding",
+    "both": "both embeddings",
+    "oracle": "task oracle (one-hot)",
+}
+# Columns of `ablation` before those of the tasks.
+ABLATION = (
+    "method", "anchor", "metric", "bd_rate", "bd_rate_low", "bd_rate_high", "bd_quality", "bd_quality_low",
+    "bd_quality_high", "tasks_defined", "images",
+)  # fmt: skip
 
 
 def mean_points(records: pd.DataFrame) -> pd.DataFrame:
@@ -124,6 +139,99 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
         for name in restored.columns
     ]
     return "\n".join(lines) + "\n"
+
+
+def ablation(
+    records: pd.DataFrame, anchor: str, tests: Sequence[str], tasks: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """What each variant gains over one of them: a row per (metric, test), in the given order.
+
+    Args:
+        records: as read by `read_records`. anchor, tests, tasks, metrics: names.
+
+    Returns:
+        The columns `method` (the test), `anchor`, `metric`; `bd_rate` (percent) and `bd_quality`, means over tasks,
+        with the ends `_low` and `_high` of their 95% intervals over the test images (see `bd_interval`);
+        `tasks_defined`, the number of tasks with a BD-rate; `images`; and a column per task, named like it, with its
+        BD-quality.
+        Undefined numbers are NaN.
+
+    Raises:
+        UserError: see `bd_table`.
+    """
+    rows = []
+    for metric in metrics:
+        single = bd_table(records, [metric], list(tests), [anchor], list(tasks)).set_index(["test", "task"])
+        for test in tests:
+            found = bd_interval(records, metric, test, anchor, list(tasks))
+            rate, quality = (
+                [np.nan if v is None else v for v in (number.estimate, number.low, number.high)]
+                for number in (found.rate, found.quality)
+            )
+            values = (test, anchor, metric, *rate, *quality, found.rate.defined, found.images)
+            of_tasks = {task: single.loc[(test, task), "bd_quality"] for task in tasks}
+            rows.append(dict(zip(ABLATION, values, strict=True)) | of_tasks)
+    return pd.DataFrame(rows, columns=[*ABLATION, *tasks])
+
+
+def ablation_markdown(table: pd.DataFrame, steps: int) -> str:
+    """The ablation of what steers the restorer, for the README: a table per metric (PSNR first) and what it shows.
+
+    Args:
+        table: made by `ablation`, with one anchor. steps: updates that every variant was trained for.
+
+    Returns:
+        Text that ends in a line break. Whether a variant helps is read off the interval of its mean BD-quality, which
+        exists for every shape of curve.
+    """
+    (anchor,) = table["anchor"].unique()
+    metrics = sorted(table["metric"].unique(), key=lambda metric: metric != "psnr")
+    single = metric_info(metrics[0]).label if len(metrics) == 1 else "quality"
+    lines = [
+        f"Restorers trained from scratch with an equal budget of {steps:,} updates each on the output of the frozen "
+        f"RDO codec, alike except for what steers them, compared with {_variant(anchor)} (means over tasks, with 95% "
+        f"bootstrap intervals over the {table['images'].max()} test photos in brackets; then BD-{single} per task):",
+    ]
+    for metric in metrics:
+        lines += ["", *_ablation_lines(table[table["metric"] == metric], metric, _variant(anchor))]
+    return "\n".join(lines) + "\n"
+
+
+def _variant(method: str) -> str:
+    return VARIANTS.get(method, method_label(method))
+
+
+def _ablation_lines(rows: pd.DataFrame, metric: str, anchor: str) -> list[str]:
+    tasks = [column for column in rows.columns if column not in ABLATION]
+    label, unit = metric_info(metric).label, "dB" if metric in SSIM_FAMILY else metric_info(metric).unit
+
+    def number(row: pd.Series, name: str, spec: str, after: str) -> str:
+        value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+        return "n/a" if np.isnan(value) else f"{value:{spec}}{after} [{low:{spec}}, {high:{spec}}]"
+
+    heads = [
+        "variant", f"mean BD-rate vs {anchor}", "tasks where defined",
+        f"mean BD-{label}{f' ({unit})' if unit else ''}", *tasks,
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    verdicts = []
+    for _, row in rows.iterrows():
+        name = _variant(row["method"])
+        cells = [
+            name, number(row, "bd_rate", "+.1f", "%"), f"{row['tasks_defined']} of {len(tasks)}",
+            number(row, "bd_quality", "+.2f", ""), *(f"{row[t]:+.2f}" if pd.notna(row[t]) else "n/a" for t in tasks),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+        if np.isnan(row["bd_quality"]):
+            verdict = "cannot be compared"
+        elif row["bd_quality_low"] > 0:
+            verdict = "helps (its interval excludes zero)"
+        elif row["bd_quality_high"] < 0:
+            verdict = "hurts (its interval excludes zero)"
+        else:
+            verdict = "no difference shown at this size (its interval includes zero)"
+        verdicts.append(f"{name}: {verdict}")
+    return [*lines, "", f"By mean BD-{label} against {anchor}, {'; '.join(verdicts)}."]
 
 
 def write_compressai(records: pd.DataFrame, folder: Path) -> int:

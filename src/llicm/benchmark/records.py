@@ -32,6 +32,8 @@ from llicm.files import write_atomically
 __all__ = [
     "COLUMNS",
     "Curve",
+    "ImageCurves",
+    "curve_images",
     "mean_curves",
     "read_records",
     "references",
@@ -195,6 +197,44 @@ def mean_curves(records: pd.DataFrame, metric: str) -> dict[tuple[str, str], Cur
             images=images,
         )
     return curves
+
+
+@dataclass(frozen=True)
+class ImageCurves:
+    """The curves of single images that a :class:`Curve` averages: `bpp` and `value` (images, levels), `images` names.
+
+    Levels are in the order of their mean rate.
+    """
+
+    bpp: np.ndarray
+    value: np.ndarray
+    images: tuple[str, ...]
+
+
+def curve_images(
+    records: pd.DataFrame, metric: str, curves: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], ImageCurves]:
+    """What :func:`mean_curves` averages, for the (method, task) in `curves`: their means over images are its curves.
+
+    Raises:
+        UserError: see :func:`mean_curves`.
+        KeyError: a curve is not in the records.
+    """
+    means = mean_curves(records, metric)
+    rows = _of_metric(records, metric)
+    rows = rows[~_uncompressed(rows)]
+    out = {}
+    for method, task in curves:
+        mean = means[method, task]
+        part = rows[(rows["method"] == method) & (rows["task"] == task)]
+        bpp, value = (
+            part.pivot(index="image", columns="level", values=column)
+            .loc[list(mean.images), list(mean.level)]
+            .to_numpy(dtype=float)
+            for column in ("bpp", "value")
+        )
+        out[method, task] = ImageCurves(bpp, value, mean.images)
+    return out
 
 
 def references(records: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
