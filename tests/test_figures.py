@@ -237,3 +237,54 @@ def test_training_curves(tmp_path):
         figures.training_curves({"codec": pd.DataFrame({"loss": [1.0]})})
     with pytest.raises(UserError, match="no quantity to draw"):
         figures.training_curves({"codec": pd.DataFrame({"step": [1]})})
+
+
+def recognised(guesses):
+    """A table as of `recognise_all`: level -> word -> guesses."""
+    return pd.DataFrame([
+        {"photo": str(i), "severity": 0.5, "level": level, "word": word, "guess": guess}
+        for level, words in guesses.items()
+        for word, found in words.items()
+        for i, guess in enumerate(found)
+    ])  # fmt: skip
+
+
+def test_confusion(tmp_path):
+    right = {word: [word] * 4 for word in ("noisy", "clean", "hazy")}
+    table = recognised({
+        math.nan: right,
+        4.0: right | {"hazy": ["hazy", "hazy", "hazy", "noisy"]},
+        2.0: right,
+        0.0: right | {"hazy": ["clean"] * 4, "noisy": ["noisy", "noisy", "hazy", "clean"]},
+    })  # fmt: skip
+    figure = figures.confusion(table, core=["hazy", "noisy"], title="Recognised")
+    assert [axis.get_title() for axis in figure.axes] == [
+        "uncompressed\ncore tasks 100%, all 100% right",
+        "level 4\ncore tasks 88%, all 92% right",
+        "level 0\ncore tasks 25%, all 50% right",
+    ]
+    order = ["hazy", "noisy", "clean"]
+    for axis in figure.axes:
+        assert [label.get_text() for label in axis.get_xticklabels()] == order
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == order
+    cells = [{text.get_position()[::-1]: text.get_text() for text in axis.texts} for axis in figure.axes]
+    assert cells[0] == {(0, 0): "100", (1, 1): "100", (2, 2): "100"}, "rows are true, zeros blank"
+    assert cells[1] == cells[0] | {(0, 0): "75", (0, 1): "25"}
+    assert cells[2] == {(0, 2): "100", (1, 1): "50", (1, 0): "25", (1, 2): "25", (2, 2): "100"}
+    assert all(len(axis.lines) == 2 and axis.lines[0].get_ydata()[0] == 1.5 for axis in figure.axes)
+    assert "Recognised" in [text.get_text() for text in figure.texts]
+    again = figures.confusion(table, core=["hazy", "noisy"], title="Recognised")
+    assert figure.get_size_inches()[0] <= figures.WIDTH and saved(figure, tmp_path) == saved(again, tmp_path)
+
+
+def test_confusion_of_chosen_words_and_levels():
+    table = recognised({1.0: {"hazy": ["noisy", "hazy"], "noisy": ["noisy"], "clean": ["hazy"]}})
+    (axis,) = figures.confusion(table, ["noisy", "hazy"]).axes
+    assert axis.get_title() == "level 1\n75% right" and not axis.lines
+    assert [text.get_text() for text in axis.texts] == ["100", "50", "50"]
+    with pytest.raises(UserError, match="No image of hazy, uncompressed"):
+        figures.confusion(table, ["hazy"], levels=[math.nan])
+    with pytest.raises(UserError, match="no degradation 'foggy' to draw: choose among hazy"):
+        figures.confusion(table, core=["foggy"])
+    with pytest.raises(UserError, match="empty"):
+        figures.confusion(table[:0])
