@@ -18,7 +18,7 @@ from llicm.degradations import degrade
 from llicm.errors import UserError
 from llicm.images import list_images, quantize8, read_image, write_png
 
-__all__ = ["Pair", "copy_pairs", "read_pairs", "read_training_pairs", "write_pairs"]
+__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "write_pairs"]
 
 
 class Pair(NamedTuple):
@@ -137,6 +137,21 @@ def copy_pairs(source: str | os.PathLike, root: str | os.PathLike, word: str, ma
         write_png(centre_crop(pair.ideal, max_side), folder / "GT" / f"{pair.name}.png")
         write_png(centre_crop(pair.degraded, max_side), folder / "LQ" / f"{pair.name}.png")
     return len(pairs)
+
+
+def parts(photos: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Photos (3, H, W) cut along the longer side into equal parts, named "<name>-1" and so on; as they are for 1.
+
+    Two halves of a photo, each with a degradation of its own, tell more about a restorer than the whole with one.
+    """
+    if count == 1:
+        return dict(photos)
+    out = {}
+    for name, photo in photos.items():
+        along = 1 if photo.shape[1] > photo.shape[2] else 2
+        side = photo.shape[along] // count
+        out |= {f"{name}-{i + 1}": photo.narrow(along, i * side, side) for i in range(count)}
+    return out
 
 
 def centre_crop(photo: Tensor, max_side: int | None) -> Tensor:
