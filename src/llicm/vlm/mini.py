@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.fft import dct
 from torch import Generator, Tensor, nn
 
+from llicm.codec.learned import STRIDE
 from llicm.data.stream import CLEAN, Batch, PairStream
 from llicm.errors import UserError
 from llicm.vlm.captions import caption, subject
@@ -89,8 +90,10 @@ def compressed(images: Tensor, codec: nn.Module | None, generator: Generator) ->
     rows = (u[:, 0] >= 0.3) & ~webp
     if rows.any():
         with torch.no_grad():
-            level = u[rows, 1] * (codec.levels - 1)
-            out[rows] = codec(images[rows], level)["x_hat"].float().clamp(0, 1)
+            height, width = images.shape[2:]
+            padded = F.pad(images[rows], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+            decoded = codec(padded, u[rows, 1] * (codec.levels - 1))["x_hat"]
+            out[rows] = decoded[..., :height, :width].clamp(0, 1)
     return out
 
 
