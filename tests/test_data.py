@@ -14,7 +14,8 @@ from llicm.data.corpus import load_photos
 from llicm.data.dead_leaves import _occlusion, dead_leaves
 from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, write_pairs
 from llicm.data.show import contact_sheet, leaves_sheet
-from llicm.data.stream import PairStream, _recolour
+from llicm.data.stream import CLEAN, PairStream, _recolour
+from llicm.degradations import DEGRADATIONS, IN_ORDER
 from llicm.errors import UserError
 from llicm.images import write_png
 
@@ -199,6 +200,71 @@ def test_ready_made_pairs_are_cut_alike_and_make_half_of_the_rows():
     assert 18 <= ready <= 42  # of 60
 
 
+def test_mixed_rows_have_a_second_task_at_the_stated_rate():
+    stream = make_stream(tasks=[*TASKS, CLEAN], crop=8, batch=30, mixed=0.4)
+    batches = [stream.batch(step) for step in range(20)]
+    task, second = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("task", "second"))
+    mixed, clean = second >= 0, task == len(TASKS)
+    assert not mixed[clean].any() and mixed[~clean].float().mean() == pytest.approx(0.4, abs=0.07)
+    assert (second != task).all() and second.max() < len(TASKS)
+    for index in range(len(TASKS)):  # every other task turns up beside each
+        found = second[mixed & (task == index)]
+        assert set(found.tolist()) == set(range(len(TASKS))) - {index}
+    assert (make_stream(crop=8).batch(0).second == -1).all()
+    assert same(make_stream(mixed=0.4).batch(3), make_stream(mixed=0.4).batch(3))
+
+
+def flat_stream(tasks, mixed):
+    flat = torch.full((3, 64, 64), 0.6)
+    return make_stream(photos=[flat], tasks=tasks, dead_leaves_share=0.0, severity=(0.5, 0.5), batch=8, mixed=mixed)
+
+
+def test_mixed_rows_suffer_both_in_the_order_of_nature():
+    assert sorted(IN_ORDER) == sorted(DEGRADATIONS)
+
+    def dark_and_struck(batch):
+        struck = (batch.degraded == 1).all(1).float().mean((1, 2)) > 0.001
+        return batch.degraded.median(3).values.flatten(1).median(1).values < 0.4, struck
+
+    # White strokes come last: on the darkened picture they stay white, whichever of the two is the row's own task.
+    for tasks in (["low-light", "uncompleted"], ["uncompleted", "low-light"]):
+        batch = flat_stream(tasks, 1.0).batch(0)
+        assert (batch.second == 1 - batch.task).all()
+        assert torch.stack(dark_and_struck(batch)).all()
+        single = flat_stream(tasks, 0.0).batch(0)
+        assert torch.equal(single.ideal, batch.ideal)
+        dark, struck = dark_and_struck(single)
+        own = single.task == tasks.index("low-light")
+        assert torch.equal(dark, own) and torch.equal(struck, ~own)
+
+
+def test_ready_made_pairs_are_never_mixed():
+    ideal = torch.rand(3, 60, 70) * 0.5
+    stream = make_stream(paired={"rainy": [Pair("p", ideal, ideal + 0.5)]}, dead_leaves_share=0.0, mixed=1.0, batch=20)
+    batch = stream.batch(0)
+    ready = batch.severity.isnan()
+    assert ready.any() and (batch.second[ready] == -1).all() and (batch.second[~ready] >= 0).all()
+    torch.testing.assert_close(batch.degraded[ready], batch.ideal[ready] + 0.5)
+    assert (batch.photo[ready] == -1).all() and (batch.photo[~ready] >= 0).all()
+
+
+def test_clean_rows_stay_as_they_are():
+    batch = make_stream(tasks=[CLEAN, "noisy", "hazy"], batch=12, mixed=1.0).batch(0)
+    clean = batch.task == 0
+    assert clean.sum() == 4 and torch.equal(batch.degraded[clean], batch.ideal[clean])
+    assert (batch.degraded - batch.ideal)[~clean].abs().amax((1, 2, 3)).min() > 0
+    alone = make_stream(tasks=[CLEAN, "noisy"], batch=12, mixed=1.0).batch(0)  # nothing to mix noise with
+    assert (alone.second == -1).all()
+
+
+def test_rows_name_their_photo():
+    photos = [torch.full((3, 64, 64), 0.5), photo(0, 64, 64)]
+    batch = make_stream(photos=photos, dead_leaves_share=0.0, crop=32, batch=40).batch(0)
+    assert set(batch.photo.tolist()) == {0, 1}
+    assert torch.equal(batch.ideal.std((2, 3)).amax(1) > 0.01, batch.photo == 1)
+    assert (make_stream(dead_leaves_share=1.0).batch(0).photo == -1).all()
+
+
 def test_training_uses_training_photos_only():
     # The stream is told of the flat photo only: no texture may turn up, whatever the palette.
     flat, rough = torch.full((3, 80, 80), 0.5), photo(0, 80, 80)
@@ -213,6 +279,7 @@ def test_stream_errors():
         {"severity": (0.5, 0.2)},
         {"dead_leaves_share": 2.0},
         {"batch": 0},
+        {"mixed": 1.5},
     ):
         with pytest.raises(ValueError):
             make_stream(**wrong)

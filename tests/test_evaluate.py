@@ -20,7 +20,7 @@ def pairs(tmp_path_factory):
 
 def plan(root, name, metrics=METRICS):
     spec = {"codec": "jpeg", "models": "none", "methods": {"jpeg": "alone"}, "levels": [10, 60]}
-    return Plan("jpeg", spec, root, metrics, root / "no_fit.mat", root / name)
+    return Plan("jpeg", spec, root, root / "no_vlm", metrics, root / "no_fit.mat", root / name)
 
 
 @pytest.mark.slow

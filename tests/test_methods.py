@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,9 @@ from llicm.errors import UserError
 from llicm.framework import save_part
 from llicm.methods import load_methods
 from llicm.restore.direct import AFFINE_SCALE, make_restorer
+from llicm.vlm.guide import Oracle
 
+NO_VLM = Path("none")
 ALL = {"c": "alone", "c>r": "after", "r>c": "before"}
 
 
@@ -37,7 +41,7 @@ def family(codec, levels):
 
 @pytest.mark.parametrize("codec, levels", [("jpeg", [20, 60]), ("webp", [20, 60]), ("learned", [0, 3])])
 def test_three_orders(models, photo, codec, levels):
-    alone, after, before = load_methods("f", family(codec, levels), models)
+    alone, after, before = load_methods("f", family(codec, levels), models, NO_VLM)
     a, b, c = (method.run(photo, levels[1]) for method in (alone, after, before))
     assert a.data == b.data and torch.equal(a.decoded, b.decoded) and torch.equal(a.output, a.decoded)
     assert b.output.mean() > 1.5 * b.decoded.mean()  # restored after decoding
@@ -47,24 +51,44 @@ def test_three_orders(models, photo, codec, levels):
 
 
 def test_raw_is_the_image_itself(models, photo):
-    (raw,) = load_methods("raw", {"codec": "raw", "models": "none", "methods": {"x": "alone"}, "levels": [0]}, models)
+    spec = {"codec": "raw", "models": "none", "methods": {"x": "alone"}, "levels": [0]}
+    (raw,) = load_methods("raw", spec, models, NO_VLM)
     coded = raw.run(photo, 0)
     assert coded.bpp == 24 and (coded.output - photo).abs().max() <= 0.5 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("codec, levels", [("jpeg", [5, 90]), ("learned", [0, 3])])
 def test_rate_is_matched(models, photo, codec, levels):
-    method = load_methods("f", family(codec, levels), models)[0]
+    method = load_methods("f", family(codec, levels), models, NO_VLM)[0]
     low, high = (method.run(photo, level).bpp for level in levels)
     target = (low + high) / 2
     assert abs(method.at_bpp(photo, target).bpp - target) < 0.15 * (high - low)
     assert method.at_bpp(photo, 100).bpp == high and method.at_bpp(photo, 0).bpp == low
 
 
+def test_only_an_oracle_is_told_the_task(models, photo, tmp_path):
+    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], context={"words": ["noisy", "hazy"]})
+    torch.nn.init.normal_(restorer.affine.weight)
+    for film in (m.film for m in restorer.modules() if hasattr(m, "film")):
+        torch.nn.init.normal_(film.weight)
+    save_part(restorer, tmp_path / "oracle" / "restorer.safetensors")
+    spec = {"codec": "jpeg", "models": "oracle", "methods": {"j>r": "after", "r>j": "before"}, "levels": [20, 60]}
+    after, before = load_methods("oracle", spec, tmp_path, NO_VLM)
+    assert isinstance(after.guide, Oracle)
+    hazy, noisy = (after.run(photo, 20, task) for task in ("hazy", "noisy"))
+    assert torch.equal(hazy.decoded, noisy.decoded) and not torch.equal(hazy.output, noisy.output)
+    assert before.run(photo, 20, "hazy").data != before.run(photo, 20, "noisy").data
+    assert torch.equal(after.at_bpp(photo, 0, "hazy").output, hazy.output)
+    with pytest.raises(ValueError, match="must be told"):
+        after.run(photo, 20)
+    detecting = load_methods("f", family("jpeg", [20]), models, NO_VLM)[1]
+    assert torch.equal(detecting.run(photo, 20, "hazy").output, detecting.run(photo, 20).output)
+
+
 def test_wrong_names_are_told(models):
     with pytest.raises(UserError, match="nonesuch.*learned.*jpeg"):
-        load_methods("f", family("nonesuch", [1]), models)
+        load_methods("f", family("nonesuch", [1]), models, NO_VLM)
     with pytest.raises(UserError, match="sideways.*alone"):
-        load_methods("f", family("jpeg", [1]) | {"methods": {"j": "sideways"}}, models)
+        load_methods("f", family("jpeg", [1]) | {"methods": {"j": "sideways"}}, models, NO_VLM)
     with pytest.raises(UserError, match="restorer.safetensors.*dvc repro"):
-        load_methods("f", family("jpeg", [1]) | {"models": "absent"}, models)
+        load_methods("f", family("jpeg", [1]) | {"models": "absent"}, models, NO_VLM)

@@ -4,6 +4,7 @@ import torch
 
 from llicm.errors import UserError
 from llicm.restore.direct import make_restorer
+from llicm.vlm.context import Context
 
 
 def build(**changes):
@@ -45,22 +46,61 @@ def test_level_matters_only_to_a_restorer_of_decoded_images():
             assert torch.equal(model(x, code), model(x)) is not coded
 
 
-def test_configuration_builds_the_same_network():
-    model = build(context=5, coded=True)
-    config = dict(model.config)
-    again = make_restorer(config.pop("name"), **config)
-    again.load_state_dict(model.state_dict())
-    x, context = torch.rand(1, 3, 16, 16), torch.rand(1, 5)
-    assert torch.equal(model(x, None, context), again(x, None, context))
-
-
-def test_context_reaches_the_output():
-    model = build(context=5)
+def listening(**changes):
+    """A restorer that does something, and whose blocks listen to the condition."""
+    model = build(**changes).eval()
     torch.nn.init.normal_(model.residual.weight)
     for film in (m.film for m in model.modules() if hasattr(m, "film")):
         torch.nn.init.normal_(film.weight)
-    x = torch.rand(1, 3, 16, 16)
-    assert not torch.equal(model(x, None, torch.ones(1, 5)), model(x, None, -torch.ones(1, 5)))
+    return model
+
+
+@pytest.mark.parametrize("context", [None, {"degradation": 5, "content": 0}, {"words": ["noisy", "hazy"]}])
+def test_configuration_builds_the_same_network(context):
+    model = listening(context=context, coded=True)
+    config = dict(model.config)
+    again = make_restorer(config.pop("name"), **config).eval()
+    again.load_state_dict(model.state_dict())
+    x, told = torch.rand(1, 3, 16, 16), Context(torch.rand(1, 2 if context and "words" in context else 5))
+    with torch.no_grad():
+        assert torch.equal(model(x, None, told), again(x, None, told))
+        assert torch.equal(model(x, None, told), model(x)) is (context is None)
+
+
+@torch.no_grad()
+def test_each_embedding_reaches_the_output_and_either_may_be_missing():
+    model = listening(context={"degradation": 5, "content": 4})
+    x, (a, b), (c, d) = torch.rand(1, 3, 16, 16), torch.randn(2, 1, 5), torch.randn(2, 1, 4)
+    outputs = [
+        model(x, None, context)
+        for context in (None, Context(a), Context(b), Context(a, c), Context(a, d), Context(None, c))
+    ]
+    for i, first in enumerate(outputs):
+        assert not any(torch.allclose(first, other, atol=1e-4) for other in outputs[:i])
+    assert torch.equal(model(x, None, Context()), outputs[0])
+    only = listening(context={"degradation": 5, "content": 0})  # told of the content, it does without
+    assert torch.equal(only(x, None, Context(a, c)), only(x, None, Context(a)))
+
+
+@torch.no_grad()
+def test_the_length_of_an_embedding_does_not_matter():
+    model = listening(context={"degradation": 5, "content": 4})
+    x, a, c = torch.rand(1, 3, 16, 16), torch.randn(1, 5), torch.randn(1, 4)
+    same = model(x, None, Context(a, c)), model(x, None, Context(0.01 * a, 30 * c))
+    assert torch.allclose(*same, atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_context_it_is_the_restorer_without_steering():
+    steered, plain = listening(context={"degradation": 5, "content": 4}), listening()
+    assert set(steered.state_dict()) - set(plain.state_dict()) == {
+        "steering.degradation.weight",
+        "steering.content.weight",
+    }
+    plain.load_state_dict({n: v for n, v in steered.state_dict().items() if not n.startswith("steering.")})
+    x = torch.rand(2, 3, 24, 16)
+    assert torch.equal(steered(x), plain(x))
+    assert torch.equal(plain(x, None, Context(torch.rand(2, 5), torch.rand(2, 4))), plain(x))
 
 
 def test_unknown_name():

@@ -17,9 +17,9 @@ CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 
 RESTORER = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
 TRAINING = {
     "batch": 4, "crop": 64, "trunk": 4, "branch": 4, "lr": 1e-3, "warmup": 2, "clip": 1.0, "precision": "fp32",
-    "log_every": 2, "checkpoint_every": 2,
+    "log_every": 2, "checkpoint_every": 2, "told": 0.5,
 }  # fmt: skip
-DATA = {"dead_leaves_share": 0.5, "pool": 2, "refresh": 10, "severity": [0.0, 1.0]}
+DATA = {"dead_leaves_share": 0.5, "pool": 2, "refresh": 10, "severity": [0.0, 1.0], "mixed": 0.25}
 RDO = {"alpha": 1.0, "beta": 1.0, "gamma": 0.0, "distortion": {"mse": 1.0}, "perception": {}}
 RESTORE = {"alpha": 0.0, "beta": 0.0, "gamma": 0.01, "distortion": {}, "perception": {"log_mse": 1.0}}
 RPO = {"alpha": 0.1, "beta": 1.0, "gamma": 1.0, "distortion": {"mse": 1.0}, "perception": {"log_mse": 1.0}}
@@ -31,11 +31,11 @@ def photos():
     return list(torch.nn.functional.interpolate(coarse, size=(140, 150), mode="bicubic").clamp(0, 1))
 
 
-def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, **changes):
+def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, vlm=None, **changes):
     return train_arm(
         name, spec, photos=photos, paired=None, tasks=TASKS, data=DATA, codec=CODEC, restorer=RESTORER,
-        training=TRAINING | changes, seed=0, models=tmp_path, out=out or tmp_path / "separate" / name,
-        checkpoint=checkpoint,
+        training=TRAINING | changes, seed=0, models=tmp_path, vlm=vlm or tmp_path / "vlm",
+        out=out or tmp_path / "separate" / name, checkpoint=checkpoint,
     )  # fmt: skip
 
 

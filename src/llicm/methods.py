@@ -83,15 +83,19 @@ class Method:
         output = self._restore(decoded, code, task) if self.order == "after" else decoded
         return Coded(data, quantize8(decoded), quantize8(output))
 
-    def at_bpp(self, x: Tensor, target: float) -> Coded:
-        """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting."""
+    def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
+        """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting.
+
+        Args:
+            task: as for `run`.
+        """
         low, high = min(self.levels), max(self.levels)
-        best = min((self.run(x, level) for level in (low, high)), key=lambda c: abs(c.bpp - target))
+        best = min((self.run(x, level, task) for level in (low, high)), key=lambda c: abs(c.bpp - target))
         for _ in range(10 if self.continuous else 8):
             middle = (low + high) / 2 if self.continuous else (low + high) // 2
             if middle in (low, high):
                 break
-            coded = self.run(x, middle)
+            coded = self.run(x, middle, task)
             best = min(best, coded, key=lambda c: abs(c.bpp - target))
             low, high = (middle, high) if coded.bpp < target else (low, middle)
         return best

@@ -271,7 +271,7 @@ def strip_rows(
         pair = next((p for p in found if p.name == image), found[0])
         ours = methods[TEST].run(pair.degraded, level, task)
         name = strongest(table, TEST, "psnr", task)
-        best = methods[name].at_bpp(pair.degraded, ours.bpp)
+        best = methods[name].at_bpp(pair.degraded, ours.bpp, task)
         rows.append((task, _columns(pair, name, best, ours, side)))
     return rows
 

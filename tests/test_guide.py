@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llicm.errors import UserError
+from llicm.restore.direct import make_restorer
+from llicm.vlm.checkpoint import load_daclip
+from llicm.vlm.clip import DEGRADATION_WORDS, preprocess
+from llicm.vlm.guide import CLEAN, Guide, Oracle, guide_for, load_guide, windows
+
+
+def picture(*shape, seed=0):
+    coarse = torch.rand(*shape[:-2], 7, 7, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, shape[-2:], mode="bicubic").clamp(0, 1)
+
+
+# --- windows ---
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [((32, 32), 1), ((33, 32), 2), ((64, 40), 4), ((65, 96), 9), ((32, 90), 3), ((96, 96), 9)]
+)
+def test_windows_cover_the_image(size, count):
+    numbered = torch.arange(3 * size[0] * size[1]).view(3, *size)
+    found = windows(numbered, (32, 32))
+    assert found.shape == (count, 3, 32, 32)
+    assert torch.equal(found.unique(), numbered.flatten())
+
+
+def test_windows_of_a_large_image_are_nine_and_evenly_spaced():
+    numbered = torch.arange(200 * 301).view(1, 200, 301).expand(3, -1, -1)
+    found = windows(numbered, (32, 24))
+    assert found.shape == (9, 3, 32, 24)
+    corners = [(int(n) // 301, int(n) % 301) for n in found[:, 0, 0, 0]]
+    assert corners == [(top, left) for top in (0, 84, 168) for left in (0, 138, 277)]
+
+
+@pytest.mark.parametrize("size", [(31, 90), (90, 31), (20, 20)])
+def test_smaller_images_stay_whole(size):
+    image = picture(1, 3, *size)
+    assert torch.equal(windows(image[0], (32, 32)), image)
+
+
+# --- guide ---
+
+
+@pytest.mark.parametrize("view", ["whole", "windows"])
+@pytest.mark.parametrize("size", [(32, 32), (50, 70), (20, 40)])
+def test_a_batch_equals_its_images(tiny_daclip, view, size):
+    guide, images = Guide(tiny_daclip, view), picture(3, 3, *size)
+    together = guide(images)
+    for name in ("degradation", "content"):
+        embedding = getattr(together, name)
+        assert embedding.shape == (3, guide.width) == (3, 16)
+        singly = torch.cat([getattr(guide(image[None]), name) for image in images])
+        assert torch.allclose(embedding, singly, atol=1e-4)
+        assert not torch.allclose(embedding[0], embedding[1], atol=1e-3)
+    assert not torch.allclose(together.degradation, together.content, atol=1e-2)
+
+
+def test_the_views(tiny_daclip):
+    whole, cut = (Guide(tiny_daclip, view) for view in ("whole", "windows"))
+    image = picture(1, 3, 50, 70)
+    content, degradation = tiny_daclip.encode_image(preprocess(image, 32), control=True)
+    assert torch.equal(whole(image).degradation, degradation) and torch.equal(whole(image).content, content)
+    pieces = preprocess(windows(image[0], (32, 32)), 32)
+    content, degradation = (e.mean(0) for e in tiny_daclip.encode_image(pieces, control=True))
+    assert torch.allclose(cut(image).degradation[0], degradation, atol=1e-5)
+    assert torch.allclose(cut(image).content[0], content, atol=1e-5)
+    assert not torch.allclose(cut(image).degradation, whole(image).degradation, atol=1e-3)
+    fits = picture(2, 3, 32, 32)
+    assert torch.equal(cut(fits).degradation, whole(fits).degradation)
+    with pytest.raises(UserError, match="'sideways'.*whole, windows"):
+        Guide(tiny_daclip, "sideways")
+
+
+def test_what_is_told_replaces_its_row_alone(tiny_daclip):
+    guide, images = Guide(tiny_daclip, "windows"), picture(3, 3, 40, 40)
+    seen, told = guide(images), guide(images, [None, "low-light, noisy", None])
+    assert torch.equal(told.degradation[[0, 2]], seen.degradation[[0, 2]]) and torch.equal(told.content, seen.content)
+    assert torch.equal(told.degradation[1], guide.text(["low-light, noisy"])[0])
+    assert not torch.allclose(told.degradation[1], seen.degradation[1], atol=1e-2)
+    assert torch.equal(guide(images, [None] * 3).degradation, seen.degradation)
+
+
+def test_texts_are_known_in_any_order(tiny_daclip):
+    fresh, used = Guide(tiny_daclip, "whole"), Guide(tiny_daclip, "whole")
+    used.text(["hazy", "rainy"])
+    words = ["noisy", "hazy", "noisy"]
+    assert torch.allclose(used.text(words), fresh.text(words), atol=1e-5)
+    assert torch.equal(fresh.text(words)[0], fresh.text(words)[2]) and not torch.equal(*fresh.text(words)[:2])
+
+
+def test_recognition_finds_the_nearest_word(tiny_daclip):
+    guide, images = Guide(tiny_daclip, "windows"), picture(2, 3, 40, 50)
+    found = guide.recognise(images)
+    assert found.shape == (2, len(DEGRADATION_WORDS) + 1) and torch.allclose(found.sum(1), torch.ones(2))
+    seen = guide(images).degradation
+    words = {"hazy": -seen[0], "noisy": 5 * seen[0], CLEAN: torch.ones(16)}
+    guide._known = words  # as if the texts had these embeddings
+    assert guide.recognise(images[:1], list(words)).argmax() == 1
+    cosines = F.cosine_similarity(seen[1], torch.stack([*words.values()]))
+    assert torch.allclose(guide.recognise(images, list(words))[1], (100 * cosines).softmax(0), atol=1e-4)
+
+
+def test_no_gradient_passes(tiny_daclip):
+    guide, images = Guide(tiny_daclip, "windows"), picture(1, 3, 40, 40).requires_grad_()
+    context = guide(images, ["noisy"])
+    assert not any(embedding.requires_grad for embedding in context)
+    assert not any(p.requires_grad for p in guide.parameters())
+
+
+# --- oracle ---
+
+
+def test_an_oracle_says_what_it_is_told():
+    oracle, images = Oracle(["noisy", "hazy", "rainy"]), torch.rand(3, 3, 8, 8)
+    context = oracle(images, ["rainy", "noisy", "noisy, hazy"])
+    assert context.degradation.tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]] and context.content is None
+    for told in (None, ["noisy", None, "hazy"], ["noisy", "noisy", "foggy"]):
+        with pytest.raises(ValueError):
+            oracle(images, told)
+
+
+# --- which guide, and from where ---
+
+
+def restorer(context):
+    return make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
+
+
+def test_the_guide_of_a_restorer(vlm_folder, tmp_path):
+    assert guide_for(None, tmp_path) is None and guide_for(restorer(None), tmp_path) is None
+    oracle = guide_for(restorer({"words": ["noisy", "hazy"]}), tmp_path)
+    assert isinstance(oracle, Oracle) and oracle.words == ["noisy", "hazy"]
+    for context in ({"degradation": 16, "content": 0}, {"degradation": 16, "content": 16}):
+        assert isinstance(guide_for(restorer(context), vlm_folder), Guide)
+    with pytest.raises(UserError, match="embeddings have 16 numbers.*'content': 20"):
+        guide_for(restorer({"degradation": 16, "content": 20}), vlm_folder)
+    with pytest.raises(UserError, match="guide.json.*dvc repro"):
+        guide_for(restorer({"degradation": 16, "content": 0}), tmp_path)
+
+
+def test_a_guide_comes_back_from_its_files(tiny_daclip, vlm_folder, tmp_path):
+    image = picture(1, 3, 50, 70)
+    found, made = load_guide(vlm_folder), Guide(tiny_daclip, "windows")
+    assert found.view == "windows" and not found.model.training
+    assert all(torch.equal(a, b) for a, b in zip(found(image), made(image), strict=True))
+    assert torch.equal(found.text(["hazy"]), made.text(["hazy"]))
+    shutil.copy(vlm_folder / "daclip.safetensors", tmp_path)
+    (tmp_path / "guide.json").write_text(json.dumps({"view": "whole"}))
+    assert torch.equal(load_guide(tmp_path)(image).content, Guide(tiny_daclip, "whole")(image).content)
+    assert load_daclip(tmp_path / "daclip.safetensors").config == tiny_daclip.config
