@@ -91,8 +91,11 @@ def test_everything_is_made(clone):
         "image": photos, "metric": set(values["evaluate"]["metrics"]),
     }.items():  # fmt: skip
         assert set(records[column]) == expected, column
-    combinations = sum(len(f["methods"]) * len(f["levels"]) for f in values["families"].values())
-    assert len(records) == combinations * len(values["tasks"]) * len(photos) * len(values["evaluate"]["metrics"])
+    values_per_image = sum(
+        len(f["methods"]) * len(f["levels"]) * len(f.get("metrics", values["evaluate"]["metrics"]))
+        for f in values["families"].values()
+    )
+    assert len(records) == values_per_image * len(values["tasks"]) * len(photos)
     assert records["value"].notna().all()
     assert (records["bytes"] > 0).all()
     jpeg = records[(records["method"] == "jpeg") & (records["metric"] == "psnr")]
@@ -101,6 +104,9 @@ def test_everything_is_made(clone):
     assert rate.is_monotonic_increasing
 
     assert json.loads((clone.profile / "results/metrics.json").read_text())
+    recognised = json.loads((clone.profile / "results/vlm/recognition.json").read_text())
+    assert list(recognised["accuracy_of_tasks"]) == ["none", *map(str, values["vlm"]["recognise"]["levels"])]
+    assert "no VLM" in (clone.profile / "results/tables/ablation.md").read_text()
     for folder, kind in (("figures", "*.png"), ("tables", "*.csv")):
         files = list((clone.profile / "results" / folder).glob(kind))
         assert files
@@ -109,7 +115,7 @@ def test_everything_is_made(clone):
 
 def test_executed_notebooks_are_recorded_and_hold_nothing_of_this_run(clone):
     executed = sorted((clone.profile / "executed").glob("*.ipynb"))
-    assert len(executed) == len(params.load(clone.profile / "params.yaml")["arms"]) + len(EVALUATIONS) + 2
+    assert len(executed) == len(params.load(clone.profile / "params.yaml")["arms"]) + len(EVALUATIONS) + 3
     for path in executed:
         text = path.read_text()
         assert str(clone.folder) not in text, path.name
@@ -130,7 +136,7 @@ def test_it_is_up_to_date_and_a_second_repro_does_nothing(clone):
     assert clone.lock == before
 
 
-@pytest.mark.parametrize("stage", ["degrade", "train@llicm", "evaluate@adapted", "figures"])
+@pytest.mark.parametrize("stage", ["degrade", "vlm", "train@llicm", "evaluate@adapted", "figures"])
 def test_a_forced_rerun_gives_the_same_bytes(clone, stage):
     before = clone.lock
     result = clone.dvc("repro", "-f", "-s", f"{SMOKE}:{stage}")
@@ -139,7 +145,7 @@ def test_a_forced_rerun_gives_the_same_bytes(clone, stage):
 
 
 def test_prose_and_editor_metadata_cause_no_rerun(clone):
-    path = clone.folder / "notebooks/2_train.ipynb"
+    path = clone.folder / "notebooks/3_train.ipynb"
     source = path.read_bytes()
     notebook = nbformat.read(path, 4)
     notebook.cells[0].source += "\n\nOne more sentence."

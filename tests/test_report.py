@@ -13,6 +13,7 @@ from llicm.report import (
     ablation_markdown,
     mean_points,
     readme_results,
+    recognition_markdown,
     restoration,
     strongest,
     summary,
@@ -146,22 +147,37 @@ def test_ablation_says_what_is_undefined(variants):
     assert text.splitlines()[5].endswith("| n/a | n/a | n/a |")
 
 
-def test_readme_shows_the_published_results():
-    """The README's result tables are those that the pipeline wrote."""
-    shown = (ROOT / "README.md").read_text().split("<!-- results:begin -->\n")[1].split("<!-- results:end -->")[0]
-    assert shown.strip() == (ROOT / "results" / "tables" / "readme.md").read_text().strip()
+FILES = {"results": "readme.md", "ablation": "ablation.md", "recognition": "recognition.md"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_readme_shows_the_published_results(name):
+    """The README's tables are those that the pipeline wrote."""
+    shown = (ROOT / "README.md").read_text().split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
+    assert shown.strip() == (ROOT / "results" / "tables" / FILES[name]).read_text().strip()
 
 
 def test_readme_is_updated_between_its_markers(tmp_path):
-    readme, tables = tmp_path / "README.md", tmp_path / "readme.md"
-    readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n" + "".join(f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->\nafter\n" for n in FILES))
     with pytest.raises(UserError, match="dvc repro"):
-        update_readme(readme, tables)
-    tables.write_text("| new |\n")
+        update_readme(readme, tmp_path)
+    for file in FILES.values():
+        (tmp_path / file).write_text(f"| new {file} |\n")
     for _ in range(2):
-        update_readme(readme, tables)
-        assert readme.read_text() == "before\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nafter\n"
+        update_readme(readme, tmp_path)
+        assert readme.read_text() == "before\n" + "".join(
+            f"<!-- {n}:begin -->\n| new {file} |\n<!-- {n}:end -->\nafter\n" for n, file in FILES.items()
+        )
     readme.write_text("no markers\n")
     with pytest.raises(UserError, match="markers"):
-        update_readme(readme, tables)
+        update_readme(readme, tmp_path)
     assert readme.read_text() == "no markers\n"
+
+
+def test_recognition_is_given_by_level_in_percent():
+    share = {"none": 0.5, "0": 0.25, "4": 1.0}
+    names = ("accuracy_of_all_words", "accuracy_of_tasks", "accuracy_of_tasks_among_tasks")
+    text = recognition_markdown(dict.fromkeys(names, share) | {"images_per_level": 99})
+    assert "| | uncompressed | level 0 | level 4 |" in text and "(99 a level)" in text
+    assert text.count("| 50% | 25% | 100% |") == 3

@@ -387,9 +387,11 @@ def test_parameters_of_every_profile_are_valid(path):
         ({"tasks": []}, "parameter 'tasks':"),
         ({"training.precision": "fp8"}, "parameter 'training.precision': 'fp8' is not one of"),
         ({"arms.other": "copy of llicm"}, "parameter 'arms.other':"),
-        ({"pretrain": ["codec", "restorer", "ghost"]}, "'ghost' is in a list of arms but not described"),
-        ({"pretrain": ["codec", "restorer", "llicm"]}, "'llicm' is in both"),
-        ({"train_arms": ["adapted"]}, "'arms.llicm' is never trained"),
+        ({"codec_arms": ["codec", "ghost"]}, "'ghost' is in a list of arms but not described"),
+        ({"restorer_arms": ["restorer", "llicm"]}, "'llicm' is in more than one of codec_arms, restorer_arms"),
+        ({"vlm.view": "half"}, "parameter 'vlm.view': 'half' is not one of"),
+        ({"arms.restorer.context": "all"}, "parameter 'arms.restorer.context': 'all' is not one of"),
+        ({"train_arms": ["adapted", "no-vlm", "oracle"]}, "'arms.llicm' is never trained"),
     ],
 )
 def test_a_wrong_parameter_is_named_in_one_sentence(tmp_path, change, said):

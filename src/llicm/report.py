@@ -23,6 +23,7 @@ __all__ = [
     "ablation_markdown",
     "mean_points",
     "readme_results",
+    "recognition_markdown",
     "restoration",
     "strip_rows",
     "strongest",
@@ -298,24 +299,54 @@ def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list
     ]
 
 
+def recognition_markdown(numbers: dict) -> str:
+    """How often the guide names the degradation, as Markdown: a row per question, a column per level.
+
+    Args:
+        numbers: results/vlm/recognition.json, written by notebook 2.
+    """
+    questions = {
+        "accuracy_of_tasks_among_tasks": "the study's tasks, told apart among themselves",
+        "accuracy_of_tasks": "the study's tasks, among all ten words and *clean*",
+        "accuracy_of_all_words": "all ten words and *clean*",
+    }
+    levels = list(numbers["accuracy_of_tasks"])
+    names = ["uncompressed" if level == "none" else f"level {level}" for level in levels]
+    lines = [
+        f"Share of test images ({numbers['images_per_level']} a level) whose degradation the guide names, zero-shot, "
+        "in X̂ of the RDO codec (level 0 is the lowest rate):",
+        "",
+        "| | " + " | ".join(names) + " |",
+        "|---|" + "---:|" * len(levels),
+    ]
+    for key, text in questions.items():
+        lines.append(f"| {text} | " + " | ".join(f"{numbers[key][level]:.0%}" for level in levels) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def update_readme(readme: Path, tables: Path) -> None:
     """Put the published tables between the markers of the README, atomically.
 
+    Args:
+        tables: folder with readme.md, ablation.md and recognition.md, for the markers results, ablation, recognition.
+
     Raises:
-        UserError: the README has no markers, or the tables are missing.
+        UserError: the README lacks a marker, or a table is missing.
     """
-    begin, end = "<!-- results:begin -->\n", "<!-- results:end -->"
-    if not tables.is_file():
-        raise UserError(f"{tables}: no such tables; run `dvc repro` first")
     text = readme.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise UserError(f"{readme}: its markers {begin.strip()} and {end} are missing; put them where the tables go")
-    head, tail = text.split(begin)[0], text.split(end)[1]
-    write_atomically(readme, (head + begin + tables.read_text(encoding="utf-8") + end + tail).encode())
+    for name, file in (("results", "readme.md"), ("ablation", "ablation.md"), ("recognition", "recognition.md")):
+        path, begin, end = tables / file, f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        if not path.is_file():
+            raise UserError(f"{path}: no such table; run `dvc repro` first")
+        if begin not in text or end not in text:
+            raise UserError(f"{readme}: its markers {begin.strip()} and {end} are missing; put them where it goes")
+        head, tail = text.split(begin)[0], text.split(end)[1]
+        text = head + begin + path.read_text(encoding="utf-8") + end + tail
+    write_atomically(readme, text.encode())
 
 
 if __name__ == "__main__":
     try:
-        update_readme(Path("README.md"), Path("results/tables/readme.md"))
+        update_readme(Path("README.md"), Path("results/tables"))
     except UserError as error:
         sys.exit(str(error))
