@@ -38,7 +38,7 @@ class Output:
 
 
 class _Fork(torch.autograd.Function):
-    """X̂ for the distortion D and X̂ for the restorer: on the way back P pulls no sample more strongly than D does.
+    """X̂ for the distortion D and X̂ for the restorer: on the way back P pulls a sample at most `most` times as D does.
 
     `weight` (N,) is what a sample's P counts for the codec; the restorer, behind the fork, counts all levels the same.
     The restorer of a hazy or dark image amplifies, and its error is mostly none that better coding could mend; left
@@ -48,16 +48,17 @@ class _Fork(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, weight: Tensor, most: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weight)
+        ctx.most = most
         return x.view_as(x), x.view_as(x)
 
     @staticmethod
-    def backward(ctx, distortion: Tensor, perception: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, distortion: Tensor, perception: Tensor) -> tuple[Tensor, None, None]:
         perception = ctx.saved_tensors[0].view(-1, 1, 1, 1) * perception
         limit, size = (g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for g in (distortion, perception))
-        share = torch.where(limit > 0, (limit / size.clamp_min(1e-30)).clamp(max=1), 1.0)
-        return distortion + share * perception, None
+        share = torch.where(limit > 0, (ctx.most * limit / size.clamp_min(1e-30)).clamp(max=1), 1.0)
+        return distortion + share * perception, None, None
 
 
 class LLICM(nn.Module):
@@ -72,6 +73,7 @@ class LLICM(nn.Module):
     def __init__(self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None):
         super().__init__()
         self.codec, self.restorer = codec, restorer
+        self.most = 1.0
         self._guide = (guide,)  # in a tuple, so that it is none of this module's parts
 
     @property
@@ -95,7 +97,7 @@ class LLICM(nn.Module):
             decoded, likelihoods = coded["x_hat"], coded["likelihoods"]
             code = self.relative_level(level)
             lmbda = self.codec.lambdas(level)
-            decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt())
+            decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt(), self.most)
             return Output(decoded, self.enhance(seen, code, told), likelihoods)
         return Output(decoded, self.enhance(decoded, code, told), likelihoods)
 
