@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from llicm.benchmark.bdrate import bd_table
+from llicm.codec.learned import make_codec
+from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
+from llicm.framework import save_part
 from llicm.report import (
     ablation,
     ablation_markdown,
@@ -15,11 +19,13 @@ from llicm.report import (
     readme_results,
     recognition_markdown,
     restoration,
+    strip_rows,
     strongest,
     summary,
     update_readme,
     write_compressai,
 )
+from llicm.restore.direct import make_restorer
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]
@@ -155,6 +161,36 @@ def test_readme_shows_the_published_results(name):
     """The README's tables are those that the pipeline wrote."""
     shown = (ROOT / "README.md").read_text().split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
     assert shown.strip() == (ROOT / "results" / "tables" / FILES[name]).read_text().strip()
+
+
+def test_strips_at_matched_rate(tmp_path):
+    """Also of a baseline that must be told the task."""
+    torch.manual_seed(0)
+    coarse = torch.rand(1, 3, 9, 9)
+    photo = torch.nn.functional.interpolate(coarse, (70, 80), mode="bicubic")[0].clamp(0, 1)
+    write_pairs({"a": photo, "b": photo.flip(1)}, tmp_path / "pairs", TASKS, 0.5, 0, "val", None)
+    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
+    codec.finish()
+    save_part(codec, tmp_path / "models" / "llicm" / "codec.safetensors")
+    for name, context in (("llicm", None), ("oracle", {"words": TASKS})):
+        restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
+        save_part(restorer, tmp_path / "models" / name / "restorer.safetensors")
+    families = {
+        "raw": {"codec": "raw"},
+        "llicm": {"codec": "learned", "models": "llicm", "methods": {"llicm": "after"}, "levels": [0, 1]},
+        "oracle": {"codec": "jpeg", "models": "oracle", "methods": {"jpeg>oracle": "after"}, "levels": [5, 95]},
+    }
+    table = pd.DataFrame({
+        "test": "llicm", "anchor": "jpeg>oracle", "task": TASKS, "metric": "psnr", "bd_quality": 0.0,
+    })  # fmt: skip
+    rows = strip_rows(
+        table, TASKS, families, tmp_path / "models", tmp_path / "vlm", tmp_path / "pairs", image="b", level=1, side=32
+    )
+    assert [task for task, _ in rows] == TASKS
+    for _, columns in rows:
+        assert [picture.shape for _, picture, _ in columns] == [(3, 32, 32)] * 6 and columns[-1][2] == "b"
+        best, ours = (float(columns[i][2].split(" bpp")[0]) for i in (2, 4))
+        assert best == pytest.approx(ours, rel=0.2) and columns[1][2].startswith("jpeg → oracle")
 
 
 def test_readme_is_updated_between_its_markers(tmp_path):

@@ -10,7 +10,10 @@ from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.objectives import DISTANCES, distance
 from llicm.restore.direct import make_restorer
-from llicm.training import Objective, Trainer, learning_rate, train_arm
+from llicm.training import Objective, Trainer, learning_rate, restorer_context, train_arm
+from llicm.vlm.context import Context
+from llicm.vlm.guide import Guide, Oracle
+from llicm.vlm.mini import WORDS, degradation_text
 
 TASKS = ["noisy", "hazy"]
 CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
@@ -207,3 +210,89 @@ def test_missing_start_is_named(photos, tmp_path):
     spec = {"trains": ["restorer"], "start": {"restorer": "separate/none.safetensors"}, "objective": RESTORE}
     with pytest.raises(UserError, match="none.safetensors"):
         arm(photos, tmp_path, "adapted", spec)
+
+
+# --- what steers the restorer ---
+
+
+def test_context_of_an_arm(vlm_folder, tmp_path):
+    assert restorer_context("none", TASKS, tmp_path) is None
+    assert restorer_context("oracle", TASKS, tmp_path) == {"words": TASKS}
+    assert restorer_context("degradation", TASKS, vlm_folder) == {"degradation": 16, "content": 0}
+    assert restorer_context("both", TASKS, vlm_folder) == {"degradation": 16, "content": 16}
+    with pytest.raises(UserError, match="none, degradation, both or oracle, not 'content'"):
+        restorer_context("content", TASKS, vlm_folder)
+    with pytest.raises(UserError, match="dvc repro"):
+        restorer_context("both", TASKS, tmp_path)
+
+
+def test_arms_of_the_ablation(photos, tmp_path, vlm_folder):
+    arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
+    spec = {"trains": ["restorer"], "start": {"codec": "separate/codec/codec.safetensors"}, "objective": RESTORE}
+    kinds = {"none": type(None), "degradation": Guide, "both": Guide, "oracle": Oracle}
+    weights = {}
+    for context, kind in kinds.items():
+        steered = spec | {"context": context, "steps": 2}
+        trainer = arm(photos, tmp_path, context, steered, out=tmp_path / context, vlm=vlm_folder)
+        assert isinstance(trainer.system.guide, kind) and trainer.rows[-1]["step"] == trainer.steps == 2
+        assert trainer.told == (1.0 if context == "oracle" else TRAINING["told"])
+        restorer = load_part("restorer", tmp_path / context / "restorer.safetensors")
+        assert restorer.coded and not (tmp_path / context / "trunk.safetensors").exists()
+        weights[context] = restorer.state_dict()
+        fresh = make_restorer(**RESTORER, context=restorer.config["context"]).steering
+        assert set(fresh) == {"none": set(), "both": {"degradation", "content"}}.get(context, {"degradation"})
+    frozen = (tmp_path / "both" / "codec.safetensors").read_bytes()
+    assert frozen == (tmp_path / "separate" / "codec" / "codec.safetensors").read_bytes()
+    with pytest.raises(UserError, match="not 'neither'"):
+        arm(photos, tmp_path, "x", spec | {"context": "neither"}, vlm=vlm_folder)
+
+
+class Listener(torch.nn.Module):
+    """A guide that notes what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard, self.place = [], None
+
+    def to(self, device):
+        self.place = device
+        return super().to(device)
+
+    def forward(self, decoded, told=None):
+        self.heard.append(told)
+        return Context()
+
+
+def listen(photos, tasks, mixed, told):
+    torch.manual_seed(0)
+    guide = Listener()
+    stream = PairStream(photos, tasks, 32, 6, 0, 0.0, (0.0, 1.0), 1, 10, mixed=mixed)
+    trainer = Trainer(
+        LLICM(None, make_restorer(**RESTORER), guide), ["restorer"], Objective(**RESTORE), stream, tasks,
+        steps=4, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=4, told=told,
+    )  # fmt: skip
+    assert guide.place == trainer.accelerator.device, "the guide is no part of the system, yet must go where it goes"
+    (row,) = trainer.run()
+    return guide.heard, row, [stream.batch(step) for step in range(4)]
+
+
+def test_what_the_guide_is_told_in_training(photos):
+    tasks = ["noisy", "hazy", "low-light"]
+    heard, row, batches = listen(photos, tasks, mixed=0.5, told=1.0)
+    index = {i: WORDS.index(word) for i, word in enumerate(tasks)} | {-1: -1}
+    for told, batch in zip(heard, batches, strict=True):
+        pairs = zip(batch.task.tolist(), batch.second.tolist(), strict=True)
+        assert told == [degradation_text(index[task], index[second]) for task, second in pairs]
+    assert any(", " in text for told in heard for text in told)
+    some, _, _ = listen(photos, tasks, mixed=0.5, told=0.5)
+    silent = [text is None for told in some for text in told]
+    assert 4 <= sum(silent) <= 20
+    for told, full in zip(some, heard, strict=True):
+        assert all(text in (None, loud) for text, loud in zip(told, full, strict=True))
+    assert listen(photos, tasks, mixed=0.5, told=0.0)[0] == [None] * 4
+
+
+def test_mixed_rows_are_of_no_task_in_the_log(photos):
+    alone, mixed = (listen(photos, TASKS, share, 0.0)[1] for share in (0.0, 1.0))
+    assert {f"psnr/{task}" for task in TASKS} < set(alone)
+    assert set(mixed) == {"step", "loss", "bpp"}

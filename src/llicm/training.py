@@ -129,6 +129,8 @@ class Trainer:
         )
         system.to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(system, self.optimizer)
+        if system.guide is not None:  # none of the system's parts, so it did not move with them
+            system.guide.to(self.accelerator.device)
         self.step, self.rows, self.window, self.trunk_weights = first, [], [], None
         self.seconds = {"data": 0.0, "update": 0.0}
 

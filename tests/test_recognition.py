@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from llicm.data.stream import CLEAN
+from llicm.degradations import DEGRADATIONS
+from llicm.vlm.clip import DEGRADATION_WORDS
+from llicm.vlm.guide import Guide
+from llicm.vlm.recognition import accuracy, recognise_all, tiles
+
+WORDS = (*DEGRADATION_WORDS, CLEAN)
+
+
+def test_tiles_are_central_and_do_not_overlap():
+    photo = torch.arange(3 * 70 * 100).view(3, 70, 100)
+    found = tiles({"p": photo, "small": photo[:, :20, :90]}, 32)
+    assert list(found) == [f"p {r},{c}" for r in range(2) for c in range(3)] + [f"small 0,{c}" for c in range(2)]
+    assert torch.equal(found["p 0,0"], photo[:, 3:35, 2:34]) and torch.equal(found["p 1,2"], photo[:, 35:67, 66:98])
+    parts = torch.cat([found[name].flatten() for name in found if name.startswith("p")])
+    assert len(parts.unique()) == len(parts) == 6 * 3 * 32 * 32
+    # Too low for a square: as high as it is, cut along the other side alone.
+    assert torch.equal(found["small 0,1"], photo[:, :20, 13 + 32 : 13 + 64])
+    whole = photo[:, :20, :30]
+    assert torch.equal(tiles({"w": whole}, 32)["w 0,0"], whole)
+
+
+def test_accuracy_by_level():
+    rows = [
+        (math.nan, "noisy", "noisy"), (math.nan, "noisy", "hazy"), (math.nan, "hazy", "hazy"), (math.nan, "clean", "x"),
+        (0.0, "noisy", "clean"), (0.0, "hazy", "hazy"), (2.5, "noisy", "noisy"), (2.5, "hazy", "hazy"),
+        (0.0, "clean", "clean"),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["level", "word", "guess"])
+    found = accuracy(table, ["noisy", "hazy"])
+    assert found == {"none": pytest.approx(2 / 3), "0": 0.5, "2.5": 1.0} and list(found) == ["none", "0", "2.5"]
+    assert accuracy(table, ["clean"]) == {"none": 0.0, "0": 1.0}
+
+
+class Darkening(torch.nn.Module):
+    """A codec whose level is the share of the light that it keeps."""
+
+    def forward(self, x, level):
+        return {"x_hat": x * level.view(-1, 1, 1, 1) - 0.5}
+
+
+def photos():
+    return {"p": torch.rand(3, 40, 70, generator=torch.Generator().manual_seed(0))}
+
+
+def test_every_photo_word_severity_and_level_is_asked_once(tiny_daclip):
+    guide = Guide(tiny_daclip, "windows")
+    plain = recognise_all(guide, photos(), None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
+    assert len(plain) == len(WORDS) * 2 * 2 and plain["level"].isna().all()
+    assert set(plain["word"]) == set(WORDS) and set(plain["guess"]) <= set(WORDS)
+    assert plain.equals(recognise_all(guide, photos(), None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0))
+    coded = recognise_all(guide, photos(), Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
+    assert len(coded) == len(WORDS) * 2 * 3
+    counts = coded.fillna({"level": -1}).groupby(["photo", "severity", "level", "word"]).size()
+    assert len(counts) == len(coded) and set(counts) == {1}
+
+
+def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
+    """The clean tile for "clean", a degraded one otherwise, and both again behind the codec, clamped."""
+    guide, seen = Guide(tiny_daclip, "windows"), []
+
+    def recognise(decoded, words):
+        seen.append(decoded.clone())
+        return torch.eye(len(words))[words.index("hazy")][None]
+
+    monkeypatch.setattr(guide, "recognise", recognise)
+    table = recognise_all(guide, photos(), Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    assert (table["guess"] == "hazy").all() and accuracy(table, ["hazy", "noisy"]) == {"none": 0.5, "0": 0.5, "1": 0.5}
+    tile = photos()["p"][:, :, 3:67]
+    for word, shown in zip(WORDS, zip(*[iter(seen)] * 3, strict=True), strict=True):
+        assert torch.equal(shown[0][0], tile) is (word == CLEAN)
+        assert torch.equal(shown[1], torch.zeros_like(shown[1]))
+        assert torch.equal(shown[2], (shown[0] - 0.5).clamp(0, 1))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(seen[0], DEGRADATIONS[WORDS[0]](tile[None], 0.5, generator))
