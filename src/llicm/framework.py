@@ -38,7 +38,7 @@ class Output:
 
 
 class _Fork(torch.autograd.Function):
-    """X̂ for the distortion D and X̂ for the restorer: on the way back P pulls a sample at most `most` times as D does.
+    """X̂ for the distortion D and X̂ for the restorer: on the way back P pulls no sample over `most` times as strongly.
 
     `weight` (N,) is what a sample's P counts for the codec; the restorer, behind the fork, counts all levels the same.
     The restorer of a hazy or dark image amplifies, and its error is mostly none that better coding could mend; left
@@ -73,6 +73,7 @@ class LLICM(nn.Module):
     def __init__(self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None):
         super().__init__()
         self.codec, self.restorer = codec, restorer
+        # How much more strongly P may pull at X̂ than D does: the ratio of their weights, if both were of one size.
         self.most = 1.0
         self._guide = (guide,)  # in a tuple, so that it is none of this module's parts
 

@@ -116,6 +116,8 @@ class Trainer:
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
         self.trains, self.clip, self.seed, self.log_every, self.told = trains, clip, seed, log_every, told
         self.schedule = {"peak": lr, "warmup": warmup, "steps": steps}
+        if objective.alpha:
+            system.most = objective.gamma / objective.alpha
         system.requires_grad_(False)
         for name in trains:
             getattr(system, name).requires_grad_(True)
