@@ -75,7 +75,7 @@ def clone(tmp_path_factory):
 
 def test_everything_is_made(clone):
     values = params.load(clone.profile / "params.yaml")
-    arms = {f"separate/{arm}" for arm in values["pretrain"]} | set(values["train_arms"])
+    arms = {f"separate/{arm}" for arm in values["codec_arms"] + values["restorer_arms"]} | set(values["train_arms"])
     for arm in arms:
         assert list((clone.profile / "artifacts/models" / arm).glob("*.safetensors")), arm
     photos = {p.stem for p in (clone.folder / "data/test").iterdir()}

@@ -42,8 +42,11 @@ def test_accuracy_by_level():
 class Darkening(torch.nn.Module):
     """A codec whose level is the share of the light that it keeps."""
 
-    def forward(self, x, level):
-        return {"x_hat": x * level.view(-1, 1, 1, 1) - 0.5}
+    def encode(self, x, level):
+        return b"", (x * level - 0.5).clamp(0, 1)
+
+
+TASKS = ["noisy", "rainy"]
 
 
 def photos():
@@ -52,11 +55,17 @@ def photos():
 
 def test_every_photo_word_severity_and_level_is_asked_once(tiny_daclip):
     guide = Guide(tiny_daclip, "windows")
-    plain = recognise_all(guide, photos(), None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
+    settings = dict(side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
+    plain = recognise_all(guide, photos(), TASKS, None, **settings)
     assert len(plain) == len(WORDS) * 2 * 2 and plain["level"].isna().all()
     assert set(plain["word"]) == set(WORDS) and set(plain["guess"]) <= set(WORDS)
-    assert plain.equals(recognise_all(guide, photos(), None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0))
-    coded = recognise_all(guide, photos(), Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
+    assert set(plain["guess_of_tasks"]) <= set(TASKS)
+    among = plain["guess"].isin(TASKS)
+    assert (plain["guess"] == plain["guess_of_tasks"])[among].all()
+    assert plain.equals(
+        recognise_all(guide, photos(), TASKS, None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
+    )
+    coded = recognise_all(guide, photos(), TASKS, Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
     assert len(coded) == len(WORDS) * 2 * 3
     counts = coded.fillna({"level": -1}).groupby(["photo", "severity", "level", "word"]).size()
     assert len(counts) == len(coded) and set(counts) == {1}
@@ -68,10 +77,11 @@ def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
 
     def recognise(decoded, words):
         seen.append(decoded.clone())
-        return torch.eye(len(words))[words.index("hazy")][None]
+        return (torch.eye(len(words))[words.index("hazy")] + 0.5 * torch.eye(len(words))[words.index("rainy")])[None]
 
     monkeypatch.setattr(guide, "recognise", recognise)
-    table = recognise_all(guide, photos(), Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    table = recognise_all(guide, photos(), TASKS, Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    assert (table["guess_of_tasks"] == "rainy").all()
     assert (table["guess"] == "hazy").all() and accuracy(table, ["hazy", "noisy"]) == {"none": 0.5, "0": 0.5, "1": 0.5}
     tile = photos()["p"][:, :, 3:67]
     for word, shown in zip(WORDS, zip(*[iter(seen)] * 3, strict=True), strict=True):

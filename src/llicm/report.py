@@ -191,7 +191,7 @@ def ablation_markdown(table: pd.DataFrame, steps: int) -> str:
     lines = [
         f"Restorers trained from scratch with an equal budget of {steps:,} updates each on the output of the frozen "
         f"RDO codec, alike except for what steers them, compared with {_variant(anchor)} (means over tasks, with 95% "
-        f"bootstrap intervals over the {table['images'].max()} test photos in brackets; then BD-{single} per task):",
+        f"bootstrap intervals over the {table['images'].max()} test images in brackets; then BD-{single} per task):",
     ]
     for metric in metrics:
         lines += ["", *_ablation_lines(table[table["metric"] == metric], metric, _variant(anchor))]
