@@ -128,7 +128,7 @@ def test_ablation_in_words(variants):
     table = ablation(variants, "no-vlm", tests, TASKS, ["ms_ssim", "psnr"])
     lines = ablation_markdown(table, 1200).splitlines()
     assert "equal budget of 1,200 updates" in lines[0] and "compared with no VLM" in lines[0]
-    assert "the 2 test photos" in lines[0] and "BD-quality per task" in lines[0]
+    assert "the 2 test images" in lines[0] and "BD-quality per task" in lines[0]
     assert lines[2] == "| variant | mean BD-rate vs no VLM | tasks where defined | mean BD-PSNR (dB) | noisy | hazy |"
     assert lines[5] == "| both embeddings | -15.9% [-22.4, -8.9] | 2 of 2 | +0.50 [+0.27, +0.73] | +0.50 | +0.50 |"
     assert [line.split(" | ")[0] for line in lines[4:8]] == [
