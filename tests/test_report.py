@@ -176,7 +176,9 @@ def test_strips_at_matched_rate(tmp_path):
         restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
         save_part(restorer, tmp_path / "models" / name / "restorer.safetensors")
     families = {
-        "raw": {"codec": "raw"},
+        # not in the table, so their weights (there are none) are not asked for
+        "raw": {"codec": "raw", "models": "none", "methods": {"degraded": "alone", "restored": "after"}, "levels": [0]},
+        "variant": {"codec": "learned", "models": "none", "methods": {"variant": "after"}, "levels": [0, 1]},
         "llicm": {"codec": "learned", "models": "llicm", "methods": {"llicm": "after"}, "levels": [0, 1]},
         "oracle": {"codec": "jpeg", "models": "oracle", "methods": {"jpeg>oracle": "after"}, "levels": [5, 95]},
     }

@@ -16,7 +16,7 @@ from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
 from llicm.figures import bd_markdown, method_label
 from llicm.files import write_atomically
-from llicm.methods import Coded, Method, load_methods
+from llicm.methods import Coded, load_methods
 
 __all__ = [
     "ablation",
@@ -265,7 +265,12 @@ def strip_rows(
         image: name of the test photo; a task without it shows its first. level: at which LL-ICM codes.
         side: of the pictures shown, in pixels.
     """
-    methods = {m.name: m for family, spec in families.items() for m in _lazy(family, spec, models, vlm)}
+    compared = {TEST, *table["anchor"]}
+    methods = {
+        method.name: method
+        for family, spec in families.items() if compared & set(spec["methods"])
+        for method in load_methods(family, spec, models, vlm)
+    }  # fmt: skip
     rows = []
     for task in tasks:
         found = read_pairs(pairs, "val", task)
@@ -275,10 +280,6 @@ def strip_rows(
         best = methods[name].at_bpp(pair.degraded, ours.bpp, task)
         rows.append((task, _columns(pair, name, best, ours, side)))
     return rows
-
-
-def _lazy(family: str, spec: dict, models: Path, vlm: Path) -> list[Method]:
-    return [] if spec["codec"] == "raw" else load_methods(family, spec, models, vlm)
 
 
 def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[tuple[str, Tensor, str]]:
