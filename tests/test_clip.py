@@ -11,7 +11,7 @@ from PIL import Image
 
 from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
-from llicm.vlm.clip import DEGRADATION_WORDS, model_config, preprocess, tokenize
+from llicm.vlm.clip import DEGRADATION_WORDS, WORDS, degradation_text, model_config, preprocess, tokenize
 from llicm.vlm.losses import text_labels
 
 TINY = {
@@ -73,3 +73,9 @@ def test_words_are_those_of_the_degradations():
     # The order of DA-CLIP's published classifier, which the weights do not tell.
     published = "motion-blurry hazy jpeg-compressed low-light noisy raindrop rainy shadowed snowy uncompleted"
     assert " ".join(DEGRADATION_WORDS) == published
+
+
+def test_mixed_degradations_are_named_in_the_order_of_the_words():
+    assert degradation_text(["noisy"]) == degradation_text(["noisy", "noisy"]) == "noisy"
+    assert degradation_text(["noisy", "low-light"]) == degradation_text(["low-light", "noisy"]) == "low-light, noisy"
+    assert WORDS == (*DEGRADATION_WORDS, "clean") and degradation_text(["clean"]) == "clean"

@@ -14,8 +14,8 @@ from llicm.data.corpus import load_photos
 from llicm.data.dead_leaves import _occlusion, dead_leaves
 from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, write_pairs
 from llicm.data.show import contact_sheet, leaves_sheet
-from llicm.data.stream import CLEAN, PairStream, _recolour
-from llicm.degradations import DEGRADATIONS, IN_ORDER
+from llicm.data.stream import PairStream, _recolour
+from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER
 from llicm.errors import UserError
 from llicm.images import write_png
 

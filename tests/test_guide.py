@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from llicm.errors import UserError
 from llicm.restore.direct import make_restorer
 from llicm.vlm.checkpoint import load_daclip
-from llicm.vlm.clip import DEGRADATION_WORDS, preprocess
-from llicm.vlm.guide import CLEAN, Guide, Oracle, guide_for, load_guide, windows
+from llicm.vlm.clip import WORDS, preprocess
+from llicm.vlm.guide import Guide, Oracle, guide_for, load_guide, windows
 
 
 def picture(*shape, seed=0):
@@ -98,9 +98,9 @@ def test_texts_are_known_in_any_order(tiny_daclip):
 def test_recognition_finds_the_nearest_word(tiny_daclip):
     guide, images = Guide(tiny_daclip, "windows"), picture(2, 3, 40, 50)
     found = guide.recognise(images)
-    assert found.shape == (2, len(DEGRADATION_WORDS) + 1) and torch.allclose(found.sum(1), torch.ones(2))
+    assert found.shape == (2, len(WORDS)) and torch.allclose(found.sum(1), torch.ones(2))
     seen = guide(images).degradation
-    words = {"hazy": -seen[0], "noisy": 5 * seen[0], CLEAN: torch.ones(16)}
+    words = {"hazy": -seen[0], "noisy": 5 * seen[0], "clean": torch.ones(16)}
     guide._known = words  # as if the texts had these embeddings
     assert guide.recognise(images[:1], list(words)).argmax() == 1
     cosines = F.cosine_similarity(seen[1], torch.stack([*words.values()]))

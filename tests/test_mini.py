@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator
 
-from llicm.data.stream import CLEAN, PairStream
+from llicm.data.stream import PairStream
 from llicm.errors import UserError
-from llicm.vlm.clip import DEGRADATION_WORDS, make_clip
+from llicm.vlm.clip import WORDS, make_clip
 from llicm.vlm.mini import (
-    WORDS,
     _joined,
     _mean,
     compressed,
-    degradation_text,
     mini_config,
     start_from_cosines,
     train_mini,
@@ -67,15 +65,6 @@ def test_patch_embedding_starts_with_unit_variance():
         # Where a colour is missing its frequencies have no variance: the weights stay finite all the same.
         start_from_cosines(visual, images[:, :1].expand(-1, 3, -1, -1))
         assert visual.conv1.weight.isfinite().all()
-
-
-def test_degradations_are_named_in_the_order_of_the_words():
-    noisy, dark = WORDS.index("noisy"), WORDS.index("low-light")
-    assert degradation_text(noisy) == degradation_text(noisy, -1) == "noisy" and degradation_text(10) == CLEAN
-    first, second = sorted((noisy, dark))
-    expected = f"{WORDS[first]}, {WORDS[second]}"
-    assert degradation_text(noisy, dark) == degradation_text(dark, noisy) == expected
-    assert WORDS == (*DEGRADATION_WORDS, CLEAN)
 
 
 # --- its data ---

@@ -5,13 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from llicm.data.stream import CLEAN
 from llicm.degradations import DEGRADATIONS
-from llicm.vlm.clip import DEGRADATION_WORDS
+from llicm.vlm.clip import WORDS
 from llicm.vlm.guide import Guide
 from llicm.vlm.recognition import accuracy, recognise_all, tiles
-
-WORDS = (*DEGRADATION_WORDS, CLEAN)
 
 
 def test_tiles_are_central_and_do_not_overlap():
@@ -75,7 +72,7 @@ def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
     """The clean tile for "clean", a degraded one otherwise, and both again behind the codec, clamped."""
     guide, seen = Guide(tiny_daclip, "windows"), []
 
-    def recognise(decoded, words):
+    def recognise(decoded, words=WORDS):
         seen.append(decoded.clone())
         return (torch.eye(len(words))[words.index("hazy")] + 0.5 * torch.eye(len(words))[words.index("rainy")])[None]
 
@@ -85,7 +82,7 @@ def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
     assert (table["guess"] == "hazy").all() and accuracy(table, ["hazy", "noisy"]) == {"none": 0.5, "0": 0.5, "1": 0.5}
     tile = photos()["p"][:, :, 3:67]
     for word, shown in zip(WORDS, zip(*[iter(seen)] * 3, strict=True), strict=True):
-        assert torch.equal(shown[0][0], tile) is (word == CLEAN)
+        assert torch.equal(shown[0][0], tile) is (word == "clean")
         assert torch.equal(shown[1], torch.zeros_like(shown[1]))
         assert torch.equal(shown[2], (shown[0] - 0.5).clamp(0, 1))
     generator = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["DEGRADATIONS", "IN_ORDER", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
+__all__ = ["CLEAN", "DEGRADATIONS", "IN_ORDER", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
 
 # word -> parameter -> its value at severity 0, 0.5, 1
 LEVELS = MappingProxyType(
@@ -469,6 +469,7 @@ _SINGLE: dict[str, tuple[_Single, str]] = {
     "uncompleted": (_uncompleted, "Missing strokes, white as in the usual inpainting masks."),
 }
 
+CLEAN = "clean"  # the word, beside those of DEGRADATIONS, of an image that is left as it is
 DEGRADATIONS: dict[str, _Batched] = {word: _batched(word, *entry) for word, entry in _SINGLE.items()}
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from llicm.data.stream import Batch, PairStream
-from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.objectives import bits_per_pixel, distance
+from llicm.vlm.clip import degradation_text
 from llicm.vlm.guide import Oracle, guide_for, load_guide
 
 __all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate", "restorer_context", "train_arm"]
@@ -211,10 +211,9 @@ class Trainer:
         if self.system.guide is None or not self.told:
             return None
         spoken = torch.rand(len(batch.task)) < self.told
-        # in the order of DA-CLIP's words, as the guide learnt them
         texts = [
-            ", ".join(sorted((self.tasks[i] for i in {task, second} - {-1}), key=list(DEGRADATIONS).index))
-            for task, second in zip(batch.task.tolist(), batch.second.tolist(), strict=True)
+            degradation_text(self.tasks[i] for i in pair if i >= 0)
+            for pair in zip(batch.task.tolist(), batch.second.tolist(), strict=True)
         ]
         return [text if aloud else None for text, aloud in zip(texts, spoken.tolist(), strict=True)]
 

@@ -18,10 +18,15 @@ import torch.nn.functional as F
 from scipy.fft import dct
 from torch import Tensor
 
-__all__ = ["BlockDCT", "LappedDCT"]
+__all__ = ["OPPONENT", "BlockDCT", "LappedDCT", "cosines"]
 
 # Grey, red against blue, green against both: an orthonormal stand-in for YCbCr, so that errors keep their size.
-_OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+
+
+def cosines(side: int) -> np.ndarray:
+    """The orthonormal DCT-II of `side` samples, (frequency, sample) float64."""
+    return dct(np.eye(side), axis=0, norm="ortho")
 
 
 class BlockDCT(nn.Module):
@@ -42,12 +47,12 @@ class BlockDCT(nn.Module):
         side = self.STRIDE
         if not 3 <= channels <= 3 * side * side:
             raise ValueError(f"a block has 3 to {3 * side * side} coefficients, not {channels}")
-        basis = dct(np.eye(side), axis=0, norm="ortho")
+        basis = cosines(side)
         chosen = sorted(
             ((math.hypot(u, v) + 0.5) * (2.2 if colour else 1.0), colour, u, v)
             for colour in range(3) for u in range(side) for v in range(side)
         )[:channels]  # fmt: skip
-        kernels = [np.einsum("c,i,j->cij", _OPPONENT[colour], basis[u], basis[v]) for _, colour, u, v in chosen]
+        kernels = [np.einsum("c,i,j->cij", OPPONENT[colour], basis[u], basis[v]) for _, colour, u, v in chosen]
         spread = [(1.2 if colour else 4.0) / (1 + 1.5 * math.hypot(u, v)) for _, colour, u, v in chosen]
         self.register_buffer("kernels", torch.tensor(np.stack(kernels), dtype=torch.float32), persistent=False)
         self.register_buffer("spread", torch.tensor(spread).view(1, -1, 1, 1), persistent=False)
@@ -73,8 +78,8 @@ class LappedDCT(nn.Module):
     def __init__(self):
         super().__init__()
         window = np.sin(math.pi * (np.arange(self.SIDE) + 0.5) / self.SIDE)  # its square and its shift's add up to 1
-        basis = dct(np.eye(self.SIDE), axis=0, norm="ortho") * window
-        kernels = np.einsum("kc,ui,vj->kuvcij", _OPPONENT, basis, basis).reshape(-1, 3, self.SIDE, self.SIDE)
+        basis = cosines(self.SIDE) * window
+        kernels = np.einsum("kc,ui,vj->kuvcij", OPPONENT, basis, basis).reshape(-1, 3, self.SIDE, self.SIDE)
         self.register_buffer("kernels", torch.tensor(kernels, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

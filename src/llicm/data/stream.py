@@ -13,14 +13,12 @@ from torch import Generator, Tensor
 
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.pairs import Pair
-from llicm.degradations import DEGRADATIONS, IN_ORDER, degrade
+from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade
 from llicm.errors import UserError
 
-__all__ = ["CLEAN", "Batch", "PairStream"]
+__all__ = ["Batch", "PairStream"]
 
-CLEAN = "clean"  # the task of a row that is left as it is
-
-_SCALES = (1.0, 0.75, 0.5)
+_SCALES = (1.0, 0.75, 0.5, 0.35)
 _MASK = 2**63 - 1
 
 
@@ -48,7 +46,7 @@ class PairStream:
 
     Args:
         photos: clean photos (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
-            proportional to the square root of its area, at a scale of 1, 0.75 or 0.5 that is not smaller than
+            proportional to the square root of its area, at a scale of 1, 0.75, 0.5 or 0.35 that is not smaller than
             the crop; photos smaller than the crop are mirrored at the border.
         tasks: degradation words, or "clean", in the order that ``Batch.task`` counts.
         crop: side of the crops in pixels.

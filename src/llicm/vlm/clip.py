@@ -7,7 +7,7 @@ al., "Reproducible scaling laws for contrastive language-image learning", CVPR 2
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llicm.degradations import DEGRADATIONS
+from llicm.degradations import CLEAN, DEGRADATIONS
 from llicm.errors import UserError
 
-__all__ = ["DEGRADATION_WORDS", "make_clip", "model_config", "preprocess", "tokenize"]
+__all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model_config", "preprocess", "tokenize"]
 
 # The words that DA-CLIP's controller was trained with, in its order, bare (no prompt around them).
 DEGRADATION_WORDS = tuple(DEGRADATIONS)
+WORDS = (*DEGRADATION_WORDS, CLEAN)  # that the mini model learns and a guide chooses from
+
+
+def degradation_text(words: Iterable[str]) -> str:
+    """The text for one or several of `WORDS`, without repeats and in their order: "low-light, noisy"."""
+    return ", ".join(sorted(set(words), key=WORDS.index))
 
 
 def model_config(name: str) -> dict:

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.vlm.checkpoint import load_daclip, save_daclip
-from llicm.vlm.clip import DEGRADATION_WORDS, preprocess, tokenize
+from llicm.vlm.clip import WORDS, preprocess, tokenize
 from llicm.vlm.context import Context
 from llicm.vlm.daclip import DACLIP
 
-__all__ = ["CLEAN", "VIEWS", "Guide", "Oracle", "guide_for", "load_guide", "save_guide", "windows"]
+__all__ = ["VIEWS", "Guide", "Oracle", "guide_for", "load_guide", "save_guide", "windows"]
 
-CLEAN = "clean"
 VIEWS = ("whole", "windows")
 _MOST = 3  # windows along a side
 
@@ -110,7 +109,7 @@ class Guide(nn.Module):
         return torch.stack([self._known[word] for word in words])
 
     @torch.no_grad()
-    def recognise(self, decoded: Tensor, words: Sequence[str] = (*DEGRADATION_WORDS, CLEAN)) -> Tensor:
+    def recognise(self, decoded: Tensor, words: Sequence[str] = WORDS) -> Tensor:
         """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1 (zero-shot, scale 100)."""
         degradation = F.normalize(self(decoded).degradation, dim=-1)
         return (100 * degradation @ F.normalize(self.text(words), dim=-1).T).softmax(-1)

@@ -7,30 +7,29 @@ back the content of the clean crop (CLIP's embedding against the clean crop's ca
 DA-CLIP (Luo et al., ICLR 2024, section 3), at a size that takes minutes on a CPU.
 """
 
-import io
+import itertools
 import json
 import math
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from scipy.fft import dct
 from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from llicm.codec.conventional import CONVENTIONAL
 from llicm.codec.learned import STRIDE
-from llicm.data.stream import CLEAN, Batch, PairStream
+from llicm.data.stream import Batch, PairStream
+from llicm.degradations import CLEAN
 from llicm.errors import UserError
+from llicm.transforms import OPPONENT, cosines
 from llicm.vlm.captions import caption, subject
-from llicm.vlm.clip import DEGRADATION_WORDS, make_clip, preprocess, tokenize
+from llicm.vlm.clip import WORDS, degradation_text, make_clip, preprocess, tokenize
 from llicm.vlm.daclip import DACLIP, MAX_LOGIT_SCALE
 from llicm.vlm.losses import contrastive_loss, daclip_losses, text_labels
 
-__all__ = ["WORDS", "compressed", "degradation_text", "mini_config", "train_mini"]
-
-WORDS = (*DEGRADATION_WORDS, CLEAN)
+__all__ = ["compressed", "mini_config", "train_mini"]
 
 
 def mini_config(
@@ -57,11 +56,10 @@ def start_from_cosines(visual: nn.Module, images: Tensor) -> None:
     differences. (Measured on held-out photos after equal time: 62% instead of 36% of core-task images recognised.)
     """
     width, _, size, _ = visual.conv1.weight.shape
-    cosines = torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho")).float()
+    basis = torch.from_numpy(cosines(size)).float()
     order = sorted(range(size * size), key=lambda i: (i // size) ** 2 + (i % size) ** 2)
-    planes = torch.stack([torch.outer(cosines[i // size], cosines[i % size]) for i in order])
-    colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
-    colours = F.normalize(colours, dim=1)[:, :, None, None]
+    planes = torch.stack([torch.outer(basis[i // size], basis[i % size]) for i in order])
+    colours = torch.from_numpy(OPPONENT).float()[:, :, None, None]
     bright = min(len(planes), 3 * width // 4)
     pale = min(len(planes), (width - bright) // 2)
     weight = torch.cat([planes[:bright, None] * colours[0], *(planes[:pale, None] * c for c in colours[1:])])
@@ -70,38 +68,28 @@ def start_from_cosines(visual: nn.Module, images: Tensor) -> None:
         visual.conv1.weight[: len(weight)] = weight / deviation[:, None, None, None]
 
 
-def degradation_text(task: int, second: int = -1) -> str:
-    """The text of a row of a stream over `WORDS`: one word, or two in the order of `WORDS`, "low-light, noisy"."""
-    return ", ".join(WORDS[i] for i in sorted({task, second} - {-1}))
-
-
 def compressed(images: Tensor, codec: nn.Module | None, generator: Generator) -> Tensor:
     """Images (N, 3, H, W) in [0, 1] as a decoder would see them: three in ten as they are, one in ten through WebP at
-    qualities 5 to 80, the others through the learned codec at levels of its whole range.
+    qualities 5 to 80, the others through the learned codec at levels of its whole range, the lower the more often:
+    there the traces of a degradation are the faintest.
 
     Args:
         codec: in eval mode; None to have WebP do its part.
     """
     u = torch.rand(len(images), 2, generator=generator)
     out = images.clone()
-    webp = (u[:, 0] >= 0.3) & ((u[:, 0] < 0.4) | (codec is None))
-    for row in webp.nonzero().flatten().tolist():
-        out[row] = _webp(images[row], 5 + int(75 * u[row, 1]))
-    rows = (u[:, 0] >= 0.3) & ~webp
+    webp = CONVENTIONAL["webp"]
+    others = (u[:, 0] >= 0.3) & ((u[:, 0] < 0.4) | (codec is None))
+    for row in others.nonzero().flatten().tolist():
+        out[row] = webp.decode(webp.encode(images[row], 5 + int(75 * u[row, 1])))
+    rows = (u[:, 0] >= 0.3) & ~others
     if rows.any():
         with torch.no_grad():
             height, width = images.shape[2:]
             padded = F.pad(images[rows], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-            decoded = codec(padded, u[rows, 1] * (codec.levels - 1))["x_hat"]
+            decoded = codec(padded, u[rows, 1].square() * (codec.levels - 1))["x_hat"]
             out[rows] = decoded[..., :height, :width].clamp(0, 1)
     return out
-
-
-def _webp(image: Tensor, quality: int) -> Tensor:
-    array = image.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "WEBP", quality=quality, method=0)
-    return torch.from_numpy(np.array(Image.open(stream))).permute(2, 0, 1).float() / 255
 
 
 def train_mini(
@@ -142,8 +130,8 @@ def train_mini(
     rows = json.loads(saved["rows"]) if saved else []
     model = make_clip(config)
     start_from_cosines(model.visual, preprocess(clean.batch(0).ideal, model.visual.image_size))
-    phases = ((clip_batch, _clip_step), (controller_batch, _controller_step))
-    for phase, (make_batch, measure) in enumerate(phases):
+    measure = _clip_step
+    for phase, make_batch in enumerate((clip_batch, controller_batch)):
         if phase == 1:  # the controller starts as a copy of the CLIP that has just been trained
             model = DACLIP(model, config)
         if saved and phase < saved["phase"]:
@@ -156,6 +144,8 @@ def train_mini(
             for part, state in zip((*optimizers, *schedules), saved["parts"], strict=True):
                 part.load_state_dict(state)
             first = saved["step"]
+        if phase == 1:
+            measure = _ControllerStep(model)
         model.train()
         for step in range(first, steps[phase]):
             batch_, generator = make_batch(step), Generator().manual_seed(seed * 1_000_003 + step)
@@ -198,29 +188,41 @@ def _clip_step(clip: nn.Module, batch: Batch, subjects: list[str | None], codec,
     return {"loss": loss, "content": float(loss.detach())}
 
 
-def _controller_step(
-    model: DACLIP, batch: Batch, subjects: list[str | None], codec: nn.Module | None, generator: Generator, step: int
-) -> dict:
+class _ControllerStep:
     """Both losses at every second step, that of the degradation alone at the others: it is the harder one to learn, and
-    the content costs half of the time."""
-    image = preprocess(compressed(batch.degraded, codec, generator), model.image_size)
-    words = [degradation_text(*pair) for pair in zip(batch.task.tolist(), batch.second.tolist(), strict=True)]
-    words = tokenize(words, model.clip_config)
-    if step % 2:
-        captions = tokenize(_captions(batch, subjects), model.clip_config)
-        features = model(image, torch.cat([captions, words], 1))
-        losses = daclip_losses(features, text_labels(words))
-        degradation = features["image_degra_features"]
-    else:
-        degradation = F.normalize(model.controller.tower(image), dim=-1)
-        text = model.encode_text(words, normalize=True)
-        losses = {"degradation": contrastive_loss(degradation, text, model.logit_scale.exp(), text_labels(words))}
-    with torch.no_grad():
-        table = model.encode_text(tokenize(WORDS, model.clip_config), normalize=True)
-        right = ((degradation @ table.T).argmax(1) == batch.task)[batch.second < 0].float()
-    return {"loss": sum(losses.values()), "accuracy": float(right.mean())} | {
-        name: float(loss.detach()) for name, loss in losses.items()
-    }
+    the content costs half of the time. The text tower is frozen, so what it says of the words is asked for once."""
+
+    def __init__(self, model: DACLIP):
+        texts = [degradation_text(pair) for pair in itertools.combinations_with_replacement(WORDS, 2)]
+        with torch.no_grad():
+            known = model.encode_text(tokenize(texts, model.clip_config), normalize=True)
+        self.known = dict(zip(texts, known, strict=True))
+        self.words = torch.stack([self.known[word] for word in WORDS])
+
+    def __call__(
+        self, model: DACLIP, batch: Batch, subjects: list[str | None], codec: nn.Module | None, generator: Generator,
+        step: int,
+    ) -> dict:  # fmt: skip
+        image = preprocess(compressed(batch.degraded, codec, generator), model.image_size)
+        pairs = zip(batch.task.tolist(), batch.second.tolist(), strict=True)
+        texts = [degradation_text(WORDS[i] for i in pair if i >= 0) for pair in pairs]
+        labels = torch.tensor([texts.index(text) for text in texts])
+        features = {"text_degra_features": torch.stack([self.known[text] for text in texts])}
+        scale = model.logit_scale.exp()
+        if step % 2:
+            captions = tokenize(_captions(batch, subjects), model.clip_config)
+            names = ("image_features", "image_degra_features")
+            features |= zip(names, model.encode_image(image, control=True, normalize=True), strict=True)
+            features |= {"text_features": model.encode_text(captions, normalize=True), "logit_scale": scale}
+            losses = daclip_losses(features, labels)
+            degradation = features["image_degra_features"]
+        else:
+            degradation = F.normalize(model.controller.tower(image), dim=-1)
+            losses = {"degradation": contrastive_loss(degradation, features["text_degra_features"], scale, labels)}
+        right = ((degradation.detach() @ self.words.T).argmax(1) == batch.task)[batch.second < 0].float()
+        return {"loss": sum(losses.values()), "accuracy": float(right.mean())} | {
+            name: float(loss.detach()) for name, loss in losses.items()
+        }
 
 
 def _captions(batch: Batch, subjects: list[str | None]) -> list[str]:
@@ -251,16 +253,11 @@ def _optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """Linear warm-up over a twentieth of the steps, then a cosine to zero."""
     warmup = max(steps // 20, 1)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, max(steps - warmup, 1))], [warmup])
 
 
 def _mean(rows: list[dict]) -> dict:

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 
-from llicm.degradations import degrade
-from llicm.vlm.clip import DEGRADATION_WORDS
-from llicm.vlm.guide import CLEAN, Guide
+from llicm.degradations import CLEAN, degrade
+from llicm.vlm.clip import WORDS
+from llicm.vlm.guide import Guide
 
 __all__ = ["accuracy", "recognise_all", "tiles"]
 
@@ -47,10 +47,10 @@ def recognise_all(
         A row per image: `photo`, `severity`, `level` (NaN: uncompressed), `word`, the `guess` among the ten
         degradation words and "clean", and `guess_of_tasks`, the likeliest of `tasks`.
     """
-    words, rows = (*DEGRADATION_WORDS, CLEAN), []
+    rows = []
     pieces = tiles(photos, side)
     generator = Generator().manual_seed(seed)
-    for word in words:
+    for word in WORDS:
         for severity in severities:
             for name, piece in pieces.items():
                 x = piece[None] if word == CLEAN else degrade(word, piece[None], severity, generator)
@@ -58,8 +58,8 @@ def recognise_all(
                     decoded = x
                     if not math.isnan(level):
                         decoded = codec.encode(x[0], float(level))[1][None]
-                    likely = guide.recognise(decoded, words)[0]
-                    guess, among = words[int(likely.argmax())], max(tasks, key=lambda w: likely[words.index(w)])
+                    likely = guide.recognise(decoded)[0]
+                    guess, among = WORDS[int(likely.argmax())], max(tasks, key=lambda w: likely[WORDS.index(w)])
                     rows.append({
                         "photo": name, "severity": severity, "level": level, "word": word, "guess": guess,
                         "guess_of_tasks": among,
