@@ -40,15 +40,16 @@ Time = int | Tensor
 
 
 def _speeds(schedule: str, T: int) -> Tensor:
-    """theta_0 ... theta_T, how fast x returns to mu."""
+    """theta_0 ... theta_T, how fast x returns to mu; on the CPU, even while a network is laid out without memory."""
+    kind = {"dtype": torch.float64, "device": "cpu"}
     if schedule == "cosine":
-        j = torch.arange(T + 2, dtype=torch.float64)
+        j = torch.arange(T + 2, **kind)
         f = torch.cos((j / (T + 2) + 0.008) / 1.008 * math.pi / 2) ** 2
         return 1 - f[1:] / f[0]
     if schedule == "linear":
         scale = 1000 / (T + 1)
-        return torch.linspace(1e-4 * scale, 0.02 * scale, T + 1, dtype=torch.float64)
-    return torch.ones(T + 1, dtype=torch.float64)
+        return torch.linspace(1e-4 * scale, 0.02 * scale, T + 1, **kind)
+    return torch.ones(T + 1, **kind)
 
 
 class MeanRevertingSDE:
