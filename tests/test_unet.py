@@ -192,6 +192,24 @@ def test_sizes_of_the_released_networks():
     assert sum(p.numel() for p in wild.parameters()) == 49_470_467 and len(wild.state_dict()) == 221
 
 
+@pytest.mark.parametrize(
+    ("size", "measured"),
+    [
+        ({"nf": 64}, 4052),
+        ({"nf": 16, "ch_mult": [1, 2, 4], "heads": 4}, 2988),
+        ({"nf": 16, "ch_mult": [1, 2, 4, 4], "heads": 4}, 3131),
+        ({"nf": 16, "ch_mult": [1, 2, 4], "heads": 0}, 943),
+        ({"nf": 16, "ch_mult": [1, 2, 4, 4], "heads": 4, "half": True}, 986),
+        ({"nf": 32, "ch_mult": [1, 2, 4, 4], "heads": 1, "half": True}, 1353),
+        ({"nf": 16, "ch_mult": [1, 2, 4, 4], "heads": 0, "half": True}, 683),
+    ],
+)
+def test_the_estimate_of_memory_bounds_what_was_measured(size, measured):
+    """Growth of the resident memory in one call on a large image, a pixel, on a CPU."""
+    with torch.device("meta"):
+        assert measured <= ConditionalUNet(**size).bytes_per_pixel <= 1.2 * measured
+
+
 @pytest.mark.parametrize("nf", [4, 6, 10, 24])
 @pytest.mark.parametrize("ch_mult", [[1], [1, 2], [1, 2, 3]])
 @torch.no_grad()

@@ -14,6 +14,8 @@ Which loss (`training_loss`): "x0" (L1 on x0_hat, all times alike) is the one fo
 noise) for `predicts: noise`; "paper" is that of the released weights, which is the noise's times c_t = 0.004 ... 0.04,
 against a target that absorbs the error of an Euler step. The error in the noise is w_t / sigma_bar_t times that in
 x0_hat, 271 at t = 1 and 0.025 at t = 100: with `predicts: x0` the loss "noise" teaches little but the earliest times.
+Measured on a change of colours, nf 8, 400 updates, 4 posterior steps (gain over the degraded image): x0 by its own
+loss 16.5 dB, by "paper" 4.7, by "noise" 2.6; noise by "noise" -21, and still -6 in 20 steps.
 
 Source: Luo et al., "Image restoration with mean-reverting stochastic differential equations", ICML 2023, and
 "Controlling vision-language models for multi-task image restoration", ICLR 2024; the clean image as what is predicted:
