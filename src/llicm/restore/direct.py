@@ -22,39 +22,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from llicm.errors import UserError
+from llicm.restore.registry import RESTORERS, make_restorer, register_restorer
 from llicm.transforms import LappedDCT
 from llicm.vlm.context import Context
 
 __all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
 
-RESTORERS: dict[str, type[nn.Module]] = {}
 # An Adam step moves the output of a head by about lr x fan-in x activation: with 9 x 128 inputs far more than the
 # error of brightness that matters at 30 dB. A small factor behind the affine head keeps nearly clean images safe.
 AFFINE_SCALE = 0.1
 CONDITION = 32  # width of the vector that conditions every block
 _QUANTILES = (0.005, 0.1, 0.5, 0.9, 0.995)  # of the brightness, that the recogniser is told
-
-
-def register_restorer(name: str):
-    """Class decorator: make a restorer selectable as `restorer.name` in params.yaml."""
-
-    def add(cls):
-        RESTORERS[name] = cls
-        return cls
-
-    return add
-
-
-def make_restorer(name: str, **config) -> nn.Module:
-    """The restorer registered as `name`.
-
-    Raises:
-        UserError: no restorer of that name.
-    """
-    if name not in RESTORERS:
-        raise UserError(f"params.yaml: restorer.name '{name}' is unknown; choose one of {', '.join(sorted(RESTORERS))}")
-    return RESTORERS[name](**config)
 
 
 class Block(nn.Module):

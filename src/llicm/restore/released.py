@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Released weights of the universal restorer (`universal-ir.pth` of DA-CLIP), read safely and strictly.
+
+Their names are those of `ConditionalUNet`; a training checkpoint around them and the prefix of distributed training
+are taken off, and nothing is unpickled but tensors (see `llicm.vlm.checkpoint.read_checkpoint`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from llicm.errors import UserError
+from llicm.files import write_atomically
+from llicm.restore.irsde import IRSDERestorer
+from llicm.vlm.checkpoint import check_layout, read_checkpoint
+
+__all__ = ["convert_universal_ir", "irsde_from_state", "load_universal_ir"]
+
+# ViT-B/32's embeddings; all else are the restorer's defaults.
+UNIVERSAL_IR = {"context": {"degradation": 512, "content": 512}}
+
+
+def irsde_from_state(state: Mapping[str, Tensor], source: str | Path = "state dict", **config) -> IRSDERestorer:
+    """The restorer from a state dict of its network in the published layout, in eval mode. Values become float32.
+
+    Args:
+        state: as `read_checkpoint` returns it.
+        source: what messages call the state dict.
+        config: arguments of `IRSDERestorer` other than those of the universal restorer, e.g. steps.
+
+    Raises:
+        UserError: a name or shape does not fit; the message begins with `source`.
+    """
+    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+        restorer = IRSDERestorer(**(UNIVERSAL_IR | config))
+    check_layout(state, {name: value.shape for name, value in restorer.unet.state_dict().items()}, source)
+    own = {f"unet.{name}": value.float().clone() for name, value in state.items()}
+    own["code.weight"] = torch.zeros(restorer.code.weight.shape)
+    restorer.load_state_dict(own, assign=True)
+    return restorer.requires_grad_(True).eval()
+
+
+def load_universal_ir(path: str | Path, **config) -> IRSDERestorer:
+    """The released restorer from its file, in eval mode.
+
+    Args:
+        path: universal-ir.pth, or the same as safetensors.
+        config: as for `irsde_from_state`.
+
+    Raises:
+        UserError: the file is missing, cannot be read safely, or its weights do not fit.
+    """
+    return irsde_from_state(read_checkpoint(path), path, **config)
+
+
+def convert_universal_ir(source: str | Path, target: str | Path, **config) -> None:
+    """Write released weights as a restorer of this project, which `llicm.framework.load_part` reads.
+
+    Args:
+        source: universal-ir.pth.
+        target: the file to write, with the suffix .safetensors.
+        config: as for `irsde_from_state`; it is written along.
+
+    Raises:
+        UserError: see `load_universal_ir`; or the target has another suffix or cannot be written.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: the file to write must have the suffix .safetensors")
+    restorer = load_universal_ir(source, **config)
+    state = {name: value.detach().contiguous() for name, value in restorer.state_dict().items()}
+    try:
+        write_atomically(target, save(state, metadata={"config": json.dumps(restorer.config, sort_keys=True)}))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error})") from None
