@@ -288,3 +288,25 @@ def test_confusion_of_chosen_words_and_levels():
         figures.confusion(table, core=["foggy"])
     with pytest.raises(UserError, match="empty"):
         figures.confusion(table[:0])
+
+
+def test_diffusion_steps():
+    steps = {"d-1": 1, "d-10": 10, "d-100": 100}
+    rows = [
+        {"method": m, "family": "d", "order": "after", "task": t, "image": i, "level": "2", "bytes": 9, "bpp": 1.0,
+         "metric": k, "value": base + math.log10(n) + (i == "b")}
+        for m, n in steps.items() for t in TASKS for i in "ab" for k, base in (("psnr", 20.0), ("piqe", 40.0))
+    ]  # fmt: skip
+    records = pd.DataFrame(rows)
+    drawn = figures.diffusion_steps(records, steps, ["psnr", "piqe"], {"d-1": 0.05, "d-10": 0.5, "d-100": 5.0})
+    axis, other = drawn.axes
+    assert "higher is better" in axis.get_title() and "lower is better" in other.get_title()
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1\n0.05 s", "10\n0.5 s", "100\n5 s"]
+    assert len(axis.lines) == len(TASKS) + 1
+    for line in axis.lines:  # means over the images, at the number of steps
+        assert list(line.get_xdata()) == [1, 10, 100]
+        assert list(line.get_ydata()) == pytest.approx([20.5, 21.5, 22.5])
+    plain = figures.diffusion_steps(records, steps, ["psnr"])
+    assert [label.get_text() for label in plain.axes[0].get_xticklabels()] == ["1", "10", "100"]
+    with pytest.raises(UserError, match="no method 'd-7'"):
+        figures.diffusion_steps(records, {"d-7": 7}, ["psnr"])

@@ -92,3 +92,27 @@ def test_wrong_names_are_told(models):
         load_methods("f", family("jpeg", [1]) | {"methods": {"j": "sideways"}}, models, NO_VLM)
     with pytest.raises(UserError, match="restorer.safetensors.*dvc repro"):
         load_methods("f", family("jpeg", [1]) | {"models": "absent"}, models, NO_VLM)
+
+
+def test_methods_that_differ_in_diffusion_steps(models, photo, tmp_path):
+    torch.manual_seed(0)
+    irsde = make_restorer("irsde", nf=4, ch_mult=[1, 2], half=True, heads=0, predicts="x0", scaling="balanced", steps=3)
+    torch.nn.init.normal_(irsde.unet.final_conv.weight, std=0.05)
+    for name, restorer in {"irsde": irsde, "direct": make_restorer("direct", width=8, blocks=[1, 1, 1])}.items():
+        save_part(restorer, tmp_path / "separate" / name / "restorer.safetensors")
+    methods = {"own": "after", "one": {"order": "after", "steps": 1}, "five": {"order": "after", "steps": 5}}
+    spec = {"codec": "jpeg", "models": "separate", "methods": methods, "levels": [30]}
+    with pytest.raises(UserError, match="2 files named restorer.safetensors"):
+        load_methods("f", spec, tmp_path, NO_VLM)
+    own, one, five = load_methods("f", spec | {"restorer": "irsde"}, tmp_path, NO_VLM)
+    calls = []
+    own.restorer.unet.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for method in (own, one, five, one):
+        calls.clear()
+        assert method.run(photo, 30).seconds > 0
+        counts.append(len(calls))
+    assert counts == [3, 1, 5, 1]
+    assert not torch.equal(one.run(photo, 30).output, five.run(photo, 30).output)
+    with pytest.raises(UserError, match="'one' has steps, but its restorer is no diffusion model"):
+        load_methods("f", spec | {"restorer": "direct"}, tmp_path, NO_VLM)

@@ -177,6 +177,18 @@ def test_an_evaluation_parameter_reruns_evaluation_and_figures_only(clone):
     assert clone.lock == lock
 
 
+def test_an_arm_of_its_own_reruns_alone(clone):
+    path = clone.profile / "params.yaml"
+    text = path.read_text()
+    assert "nf: 8" in text
+    try:
+        path.write_text(text.replace("nf: 8", "nf: 10"))
+        assert set(clone.stale()) == {"code", "restorer@irsde", "figures"}
+    finally:
+        path.write_text(text)
+    assert clone.stale() == {}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llicm.benchmark.bdrate import bd_table
+from llicm.benchmark.records import write_records
 from llicm.codec.learned import make_codec
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
@@ -19,13 +20,16 @@ from llicm.report import (
     readme_results,
     recognition_markdown,
     restoration,
+    steps_of,
     strip_rows,
     strongest,
     summary,
     update_readme,
     write_compressai,
+    write_timing,
 )
 from llicm.restore.direct import make_restorer
+from llicm.study.params import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]
@@ -61,6 +65,39 @@ def test_headline_numbers(records, table):
     assert numbers["llicm_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "rdo>restorer")
     assert numbers["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
     json.dumps(numbers, allow_nan=False)
+
+
+def test_the_diffusion_restorer_has_its_own_headline(records):
+    names = {"llicm": "llicm-irsde", "rdo>restorer": "rdo>irsde"}
+    both = pd.concat([records, records.replace({"method": names})]).drop_duplicates()
+    anchors = ["jpeg", "rdo>restorer", "rdo>irsde"]
+    found = bd_table(both, ["psnr"], ["llicm", "llicm-irsde"], anchors, TASKS)
+    assert summary(both, found, TASKS)["llicm_irsde_against_codec_then_irsde"]["bd_rate_mean"] == pytest.approx(-50)
+    text = readme_results(both, found, TASKS)
+    assert "(`llicm-irsde` against `rdo → irsde`): mean BD-rate -50.0% over the 2 of 2 tasks" in text
+    assert "llicm-irsde" not in readme_results(records, found[found["test"] == "llicm"], TASKS)
+
+
+def test_seconds_are_published_apart_from_the_pipeline(tmp_path):
+    values = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(values)
+    out = tmp_path / "results/timing"
+    assert write_timing(tmp_path, out) is False and not out.exists()
+    family = load(tmp_path / "params.yaml")["families"]["irsde-steps"]
+    steps = steps_of(family)
+    assert sorted(steps.values()) == [1, 4, 10, 100]
+    rows = [
+        dict(method=m, family="irsde-steps", order="after", task=t, image="a", level="2", bytes=9, bpp=1.0, metric=k,
+             value=v)
+        for m in steps for t in TASKS for k, v in (("psnr", 20.0), ("ms_ssim", 0.9), ("niqe_fit", 4.0))
+    ]  # fmt: skip
+    write_records(rows, tmp_path / "results/records.csv")
+    (tmp_path / ".run/timing").mkdir(parents=True)
+    pd.DataFrame({"method": list(steps), "seconds": [0.01 * n for n in steps.values()]}).to_csv(
+        tmp_path / ".run/timing/irsde-steps.csv", index=False
+    )
+    assert write_timing(tmp_path, out) is True
+    assert (out / "steps.png").stat().st_size > 5000 and pd.read_csv(out / "steps.csv")["seconds"].max() == 1.0
 
 
 def test_strongest_is_the_one_with_least_gain(table):

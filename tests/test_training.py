@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llicm.codec.learned import make_codec
 from llicm.data.stream import PairStream
@@ -18,6 +19,10 @@ from llicm.vlm.guide import Guide, Oracle
 TASKS = ["noisy", "hazy"]
 CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
 RESTORER = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
+IRSDE = {
+    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "scaling": "balanced", "predicts": "x0",
+    "steps": 2, "mode": "posterior", "memory": None,
+}  # fmt: skip
 TRAINING = {
     "batch": 4, "crop": 64, "trunk": 4, "branch": 4, "lr": 1e-3, "warmup": 2, "clip": 1.0, "precision": "fp32",
     "log_every": 2, "checkpoint_every": 2, "told": 0.5,
@@ -204,6 +209,65 @@ def test_arms_build_on_each_other(photos, tmp_path):
     )
     decoded, enhanced = system.decompress(system.compress(photos[0], 2))
     assert decoded.shape == enhanced.shape == photos[0].shape
+
+
+# --- the diffusion restorer ---
+
+
+def by_itself(diffusion="x0"):
+    own = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0, "delta": 1.0, "diffusion": diffusion}
+    return {"trains": ["restorer"], "start": None, "restorer": IRSDE, "steps": 4, "trunk": 2, "objective": own}
+
+
+@pytest.mark.parametrize("weights", [{"gamma": 1.0, "perception": {"log_mse": 1.0}}, {"gamma": 0.0, "delta": 1.0}])
+def test_what_the_diffusion_restorer_learns_from_reaches_the_encoder(weights):
+    torch.manual_seed(0)
+    system = LLICM(make_codec(**CODEC), make_restorer(**IRSDE))
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    output = system(x, torch.tensor([1.0, 2.0]), None, ideal, "x0")
+    loss, _ = Objective(alpha=0.0, beta=0.0, **weights)(output, x, ideal, None)
+    loss.backward()
+    assert system.codec.decide[-1].weight.grad.abs().sum() > 0
+    by_hand = (output.enhanced - ideal).abs().mean((1, 2, 3))
+    assert torch.allclose(output.diffusion, by_hand, rtol=1e-5)
+
+
+def test_the_diffusion_restorers_own_loss_is_part_of_the_objective():
+    torch.manual_seed(0)
+    system = LLICM(None, make_restorer(**IRSDE))
+    x, ideal = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    output = system(x, ideal=ideal)
+    loss, _ = Objective(0.0, 0.0, 0.01, {}, {"log_mse": 1.0}, 3.0)(output, x, ideal, None)
+    by_hand = 0.01 * DISTANCES["log_mse"](output.enhanced, ideal) + 3 * output.diffusion
+    assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
+    direct = LLICM(None, make_restorer(**RESTORER))
+    with pytest.raises(UserError, match="delta needs a restorer named irsde"):
+        Objective(0.0, 0.0, 0.0, delta=1.0)(direct(x, ideal=ideal), x, ideal, None)
+
+
+@pytest.mark.parametrize("diffusion", ["x0", "noise", "paper"])
+def test_diffusion_by_itself_and_joined_to_the_codec(photos, tmp_path, diffusion):
+    arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
+    trainer = arm(photos, tmp_path, "irsde", by_itself(diffusion))
+    assert trainer.steps == trainer.rows[-1]["step"] == 4
+    folder = tmp_path / "separate" / "irsde"
+    trunk, restorer = (load_file(folder / f"{name}.safetensors") for name in ("trunk", "restorer"))
+    assert any(not torch.equal(value, restorer[name]) for name, value in trunk.items())
+    start = {"codec": "separate/codec/codec.safetensors", "restorer": "separate/irsde/trunk.safetensors"}
+    joint = {"trains": ["codec", "restorer"], "start": start, "steps": 4, "trunk": 2, "objective": RPO}
+    trainer = arm(photos, tmp_path, "llicm-irsde", joint, out=tmp_path / "joint")
+    assert [row["step"] for row in trainer.rows] == [4], "it goes on where the trunk ends"
+    again = tmp_path / "again"
+    arm(photos, tmp_path, "llicm-irsde", joint, out=again)
+    for part in ("codec", "restorer"):
+        assert (again / f"{part}.safetensors").read_bytes() == (tmp_path / f"joint/{part}.safetensors").read_bytes()
+    frozen = (tmp_path / start["codec"]).read_bytes()
+    assert (again / "codec.safetensors").read_bytes() != frozen, "the codec is trained too"
+    system = LLICM(*(load_part(part, again / f"{part}.safetensors") for part in ("codec", "restorer")))
+    assert system.restorer.coded and system.restorer.steps == 2
+    data = system.compress(photos[0], 2)
+    first, second = (system.decompress(data)[1] for _ in range(2))
+    assert first.shape == photos[0].shape and torch.equal(first, second), "sampling is deterministic"
 
 
 def test_missing_start_is_named(photos, tmp_path):

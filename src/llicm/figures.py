@@ -35,6 +35,7 @@ __all__ = [
     "bd_heatmap",
     "bd_markdown",
     "confusion",
+    "diffusion_steps",
     "method_label",
     "picture_rows",
     "picture_strip",
@@ -67,8 +68,10 @@ FAMILIES = {  # family -> colour, marker
     "rdo": ("#009E73", "^"),
     "adapted": ("#CC79A7", "v"),
     "llicm": ("#D55E00", "D"),
+    "irsde": ("#0072B2", "P"),
+    "llicm-irsde": ("#000000", "X"),
 }
-OTHER_FAMILIES = (("#0072B2", "P"), ("#000000", "X"), ("#A08F00", "h"), ("#882255", "<"), ("#44AA99", ">"))
+OTHER_FAMILIES = (("#A08F00", "h"), ("#882255", "<"), ("#44AA99", ">"))
 ORDERS = {"alone": ":", "after": "-", "before": "--"}
 OTHER_ORDERS = ("-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_LINES = (("0.45", (0, (1, 1))), ("0.1", (0, (6, 2))), ("0.45", (0, (8, 2, 1, 2))))
@@ -514,6 +517,52 @@ def _confused(table: pd.DataFrame, words: Sequence[str], level: float) -> np.nda
         raise UserError(f"No image of {absent[0]}, {of}, was recognised: recognise it, or leave it out.")
     percent = 100 * counts.div(counts.sum(axis=1), axis=0)
     return percent.reindex(index=list(words), columns=list(words), fill_value=0.0).to_numpy()
+
+
+@_styled
+def diffusion_steps(
+    records: pd.DataFrame, steps: Mapping[str, int], metrics: Sequence[str], seconds: Mapping[str, float] | None = None
+) -> Figure:
+    """What more steps of a diffusion restorer give, and what they cost: a panel a metric, a line a task and their mean.
+
+    Args:
+        records: as read by ``read_records``.
+        steps: method -> number of steps, i.e. of calls of the network for an image.
+        metrics: names.
+        seconds: method -> what an image takes, written below the numbers of steps; None to leave it out.
+
+    Raises:
+        UserError: a method that the records do not hold.
+    """
+    _chosen(list(steps), list(records["method"].unique()), "method")
+    of = records[records["method"].isin(list(steps))]
+    counts = sorted(steps.values())
+    names = {count: f"{count}" for count in counts}
+    for method, count in steps.items():
+        if seconds is not None:
+            names[count] += f"\n{seconds[method]:.2g} s"
+    label = "steps" if seconds is None else "steps, and seconds per image on one thread"
+    figure, axes = _grid(len(metrics), 3, 2.9, label, "")
+    tasks = list(dict.fromkeys(of["task"]))
+    colours = [colour for colour, _ in (*FAMILIES.values(), *OTHER_FAMILIES)]
+    handles = []
+    for axis, metric in zip(axes, metrics, strict=True):
+        info = metric_info(metric)
+        chosen = of[of["metric"] == metric]
+        table = chosen.assign(steps=chosen["method"].map(steps)).pivot_table("value", "steps", "task")[tasks]
+        handles = []
+        for i, task in enumerate(tasks):
+            style = {"color": colours[i % len(colours)], "marker": "o", "markersize": 3.5}
+            handles += axis.plot(table.index, table[task], label=task, **style)
+        mean = table.mean(axis=1)
+        handles += axis.plot(mean.index, mean, marker="D", color="0.2", linewidth=2.8, label="mean of the tasks")
+        axis.set_title(f"{info.label} ({'lower' if info.lower_better else 'higher'} is better)")
+        axis.set_ylabel(info.axis_label)
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(counts, [names[count] for count in counts])
+    _legend(figure, handles, len(handles))
+    return figure
 
 
 def picture_strip(columns: Sequence[tuple[str, Tensor, str]]) -> Figure:

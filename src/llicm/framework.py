@@ -22,7 +22,8 @@ from torch import Tensor
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.files import write_atomically
-from llicm.restore.direct import make_restorer
+from llicm.restore.registry import make_restorer
+from llicm.vlm.context import Context
 from llicm.vlm.guide import Guide, Oracle
 
 __all__ = ["LLICM", "Output", "load_part", "save_part"]
@@ -30,11 +31,13 @@ __all__ = ["LLICM", "Output", "load_part", "save_part"]
 
 @dataclass
 class Output:
-    """What one pass gives: `decoded` X̂ and `enhanced` X̂_H (N, 3, H, W), `likelihoods` of the latents (may be {})."""
+    """What one pass gives: `decoded` X̂ and `enhanced` X̂_H (N, 3, H, W), `likelihoods` of the latents (may be {}), and
+    `diffusion` (N,), a diffusion restorer's own loss; None without one."""
 
     decoded: Tensor
     enhanced: Tensor
     likelihoods: dict[str, Tensor]
+    diffusion: Tensor | None = None
 
 
 class _Fork(torch.autograd.Function):
@@ -81,26 +84,39 @@ class LLICM(nn.Module):
     def guide(self) -> Guide | Oracle | None:
         return self._guide[0]
 
-    def forward(self, x: Tensor, level: Tensor | None = None, told: Sequence[str | None] | None = None) -> Output:
+    def forward(
+        self, x: Tensor, level: Tensor | None = None, told: Sequence[str | None] | None = None,
+        ideal: Tensor | None = None, diffusion: str | None = None,
+    ) -> Output:  # fmt: skip
         """Differentiable pass for training.
+
+        A diffusion restorer is not sampled from: its X̂_H is what it sees in one noisy state between X_ideal and X̂, at
+        a time and with noise drawn from torch's global generator.
 
         Args:
             x: X (N, 3, H, W) in [0, 1].
             level: (N,), of the codec; None without one.
             told: for each image the degradation in words, or None to have it detected.
+            ideal: X_ideal (N, 3, H, W), that a diffusion restorer learns from; without it, it is sampled from.
+            diffusion: name of the diffusion restorer's own loss (see `llicm.restore.irsde`); None for its usual one.
 
         Returns:
-            X̂, X̂_H and the likelihoods of the latents.
+            X̂, X̂_H, the likelihoods of the latents, and the diffusion restorer's own loss.
         """
-        decoded, likelihoods, code = x, {}, None
+        decoded, seen, likelihoods, code = x, x, {}, None
         if self.codec is not None:
             coded = self.codec(x, level)
             decoded, likelihoods = coded["x_hat"], coded["likelihoods"]
             code = self.relative_level(level)
             lmbda = self.codec.lambdas(level)
             decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt(), self.most)
+        if ideal is None or not hasattr(self.restorer, "training_loss"):
             return Output(decoded, self.enhance(seen, code, told), likelihoods)
-        return Output(decoded, self.enhance(decoded, code, told), likelihoods)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+        loss, enhanced = self.restorer.training_loss(
+            ideal, seen, code, self._context(seen, told), generator, diffusion or self.restorer.predicts
+        )
+        return Output(decoded, enhanced, likelihoods, loss)
 
     def enhance(self, decoded: Tensor, code: Tensor | None = None, told: Sequence[str | None] | None = None) -> Tensor:
         """X̂ (N, 3, H, W) to X̂_H.
@@ -111,8 +127,10 @@ class LLICM(nn.Module):
         """
         if self.restorer is None:
             return decoded
-        context = None if self.guide is None else self.guide(decoded.detach(), told)
-        return self.restorer(decoded, code, context)
+        return self.restorer(decoded, code, self._context(decoded, told))
+
+    def _context(self, decoded: Tensor, told: Sequence[str | None] | None) -> Context | None:
+        return None if self.guide is None else self.guide(decoded.detach(), told)
 
     def relative_level(self, level: Tensor) -> Tensor:
         """Level on a scale from 0 (lowest rate) to 1 (highest)."""

@@ -8,6 +8,7 @@ A method is a codec, a restorer, and their order:
     before   X ─restorer─► X_H ─codec─► bytes ─► X̂_H      (restoration before encoding)
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,15 @@ ORDERS = ("alone", "after", "before")
 
 @dataclass(frozen=True)
 class Coded:
-    """The bytes of one compressed image, the decoded image, and the method's output, each (3, H, W) in [0, 1]."""
+    """The bytes of one compressed image, the decoded image, and the method's output, each (3, H, W) in [0, 1].
+
+    `seconds` is what restoration took, with the look at the image by the vision-language model.
+    """
 
     data: bytes
     decoded: Tensor
     output: Tensor
+    seconds: float = 0.0
 
     @property
     def bpp(self) -> float:
@@ -55,7 +60,8 @@ class Method:
     """One row of the benchmark.
 
     `encode(image, level) -> bytes`, `decode(bytes) -> (image, code)` where code is the relative level for the
-    restorer or None; `levels` are the codec's own settings, in ascending rate.
+    restorer or None; `levels` are the codec's own settings, in ascending rate; `steps` are those of a diffusion
+    restorer, None for its own number.
     """
 
     name: str
@@ -67,6 +73,7 @@ class Method:
     restorer: nn.Module | None
     continuous: bool = False
     guide: nn.Module | None = None
+    steps: int | None = None
 
     @torch.no_grad()
     def run(self, x: Tensor, level: float, task: str | None = None) -> Coded:
@@ -75,13 +82,16 @@ class Method:
         Args:
             task: the true degradation; only a restorer steered by an oracle is told.
         """
-        task = task if isinstance(self.guide, Oracle) else None
+        task, seconds = task if isinstance(self.guide, Oracle) else None, 0.0
         if self.order == "before":
-            x = quantize8(self._restore(x, None, task))
+            restored, seconds = self._restore(x, None, task)
+            x = quantize8(restored)
         data = self.encode(x, level)
         decoded, code = self.decode(data)
-        output = self._restore(decoded, code, task) if self.order == "after" else decoded
-        return Coded(data, quantize8(decoded), quantize8(output))
+        output = decoded
+        if self.order == "after":
+            output, seconds = self._restore(decoded, code, task)
+        return Coded(data, quantize8(decoded), quantize8(output), seconds)
 
     def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
         """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting.
@@ -100,9 +110,13 @@ class Method:
             low, high = (middle, high) if coded.bpp < target else (low, middle)
         return best
 
-    def _restore(self, image: Tensor, code: float | None, task: str | None) -> Tensor:
+    def _restore(self, image: Tensor, code: float | None, task: str | None) -> tuple[Tensor, float]:
         system = LLICM(None, self.restorer, self.guide)
-        return system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
+        if self.steps is not None:  # the methods of a family share one restorer
+            self.restorer.steps = self.steps
+        started = time.perf_counter()
+        out = system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
+        return out, time.perf_counter() - started
 
 
 def find_part(kind: str, folder: Path) -> Path:
@@ -122,19 +136,26 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
 
     Args:
         family: its name. spec: `codec` ("learned", "raw" or a conventional codec), `models` (folder below `models`),
-            `methods` (name -> order) and `levels`.
+            `restorer` (that of the restorer below it, if there are several), `methods` (name -> order, or `order` and
+            `steps` of a diffusion restorer) and `levels`.
         models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.guide`).
 
     Raises:
         UserError: unknown codec or order, or missing weights.
     """
     folder = Path(models) / spec["models"]
-    for name, order in spec["methods"].items():
-        if order not in ORDERS:
-            raise UserError(f"params.yaml: method '{name}' has order '{order}'; choose one of {', '.join(ORDERS)}")
+    entries = {name: e if isinstance(e, dict) else {"order": e} for name, e in spec["methods"].items()}
+    for name, entry in entries.items():
+        if entry["order"] not in ORDERS:
+            raise UserError(
+                f"params.yaml: method '{name}' has order '{entry['order']}'; choose one of {', '.join(ORDERS)}"
+            )
     restorer = None
-    if set(spec["methods"].values()) - {"alone"}:
-        restorer = load_part("restorer", find_part("restorer", folder))
+    if {entry["order"] for entry in entries.values()} - {"alone"}:
+        restorer = load_part("restorer", find_part("restorer", folder / spec.get("restorer", "")))
+    for name, entry in entries.items():
+        if entry.get("steps") and not hasattr(restorer, "steps"):
+            raise UserError(f"params.yaml: method '{name}' has steps, but its restorer is no diffusion model")
     guide = guide_for(restorer, vlm)
     continuous = spec["codec"] == "learned"
     if continuous:
@@ -152,8 +173,19 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
             return codec.decode(data), None
 
     return [
-        Method(name, family, order, tuple(spec["levels"]), encode, decode, restorer, continuous, guide)
-        for name, order in spec["methods"].items()
+        Method(
+            name,
+            family,
+            entry["order"],
+            tuple(spec["levels"]),
+            encode,
+            decode,
+            restorer,
+            continuous,
+            guide,
+            entry.get("steps"),
+        )
+        for name, entry in entries.items()
     ]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table, headline
 from llicm.benchmark.metrics import metric_info
-from llicm.benchmark.records import mean_curves, references, to_compressai_json
+from llicm.benchmark.records import mean_curves, read_records, references, to_compressai_json
 from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
-from llicm.figures import bd_markdown, method_label
+from llicm.figures import bd_markdown, diffusion_steps, method_label, save_figure
 from llicm.files import write_atomically
 from llicm.methods import Coded, load_methods
 
@@ -25,14 +25,17 @@ __all__ = [
     "readme_results",
     "recognition_markdown",
     "restoration",
+    "steps_of",
     "strip_rows",
     "strongest",
     "summary",
     "update_readme",
     "write_compressai",
+    "write_timing",
 ]
 
 TEST, SEPARATE = "llicm", "rdo>restorer"  # the study's method, and the framework that it replaces
+DIFFUSION = ("llicm-irsde", "rdo>irsde")  # the same two with the diffusion restorer
 VARIANTS = {
     "no-vlm": "no VLM",
     "degradation-only": "degradation embedding",
@@ -89,8 +92,8 @@ def summary(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> dic
     def number(value) -> float | None:
         return None if value is None or np.isnan(value) else round(float(value), 4)
 
-    def comparison(anchors: dict[str, str]) -> dict:
-        rows = pd.concat([_rows(table, anchor, task) for task, anchor in anchors.items()])
+    def comparison(anchors: dict[str, str], test: str = TEST) -> dict:
+        rows = pd.concat([_rows(table, test, anchor, task) for task, anchor in anchors.items()])
         return {
             "bd_rate": {r.task: number(r.bd_rate) for r in rows.itertuples()},
             "bd_rate_mean": number(rows["bd_rate"].mean()) if rows["bd_rate"].notna().any() else None,
@@ -100,29 +103,37 @@ def summary(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> dic
         }
 
     best = {task: strongest(table, TEST, "psnr", task) for task in tasks}
-    return {
+    diffusion = {}
+    if DIFFUSION[0] in set(table["test"]):
+        numbers = comparison(dict.fromkeys(tasks, DIFFUSION[1]), DIFFUSION[0])
+        diffusion = {"llicm_irsde_against_codec_then_irsde": numbers}
+    return diffusion | {
         "llicm_against_codec_then_restorer": comparison(dict.fromkeys(tasks, SEPARATE)),
         "llicm_against_strongest": {"anchor": best} | comparison(best),
         "restorer_gain_db": {task: number(gain) for task, gain in restoration(records, tasks)["gain"].items()},
     }
 
 
-def _rows(table: pd.DataFrame, anchor: str, task: str) -> pd.DataFrame:
-    chosen = (table["test"] == TEST) & (table["anchor"] == anchor) & (table["task"] == task)
+def _rows(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFrame:
+    chosen = (table["test"] == test) & (table["anchor"] == anchor) & (table["task"] == task)
     return table[chosen & (table["metric"] == "psnr")]
 
 
 def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> str:
     """The result tables of the README, as Markdown."""
-    result = headline(table, TEST, SEPARATE, "psnr")
-    rate = "undefined" if result.bd_rate is None else f"{result.bd_rate:+.1f}%"
-    quality = "undefined" if result.bd_quality is None else f"{result.bd_quality:+.2f} dB"
     restored = restoration(records, tasks)
     lines = [
-        f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): mean BD-rate "
-        f"{rate} over the {result.defined} of {result.tasks} tasks where it is defined, mean BD-PSNR "
-        f"{quality} over {result.quality_defined}** (PSNR against the ideal photo, means of the test photos).",
+        f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): "
+        f"{_headline(table, TEST, SEPARATE)}** (PSNR against the ideal photo, means of the test photos).",
         "",
+    ]
+    if DIFFUSION[0] in set(table["test"]):
+        lines += [
+            f"With the diffusion restorer in both (`{DIFFUSION[0]}` against `{method_label(DIFFUSION[1])}`): "
+            f"{_headline(table, *DIFFUSION)}.",
+            "",
+        ]
+    lines += [
         "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
         "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate:",
         "",
@@ -140,6 +151,16 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
         for name in restored.columns
     ]
     return "\n".join(lines) + "\n"
+
+
+def _headline(table: pd.DataFrame, test: str, anchor: str) -> str:
+    result = headline(table, test, anchor, "psnr")
+    rate = "undefined" if result.bd_rate is None else f"{result.bd_rate:+.1f}%"
+    quality = "undefined" if result.bd_quality is None else f"{result.bd_quality:+.2f} dB"
+    return (
+        f"mean BD-rate {rate} over the {result.defined} of {result.tasks} tasks where it is defined, mean BD-PSNR "
+        f"{quality} over {result.quality_defined}"
+    )
 
 
 def ablation(
@@ -325,6 +346,40 @@ def recognition_markdown(numbers: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def steps_of(family: dict) -> dict[str, int]:
+    """Method -> steps, of a family of params.yaml whose methods differ in nothing else."""
+    return {name: entry["steps"] for name, entry in family["methods"].items() if isinstance(entry, dict)}
+
+
+def write_timing(folder: Path, out: Path) -> bool:
+    """The figure of the diffusion steps with what they cost on this machine, and the seconds as CSV.
+
+    Times differ from run to run, so they are none of the pipeline's outputs: this takes what the evaluation has left
+    in `.run/timing`, and is run by hand to publish it.
+
+    Args:
+        folder: of params.yaml, after a run of the pipeline. out: for steps.png and steps.csv.
+
+    Returns:
+        Whether there was something to draw: a family named by `figures.steps`, and its times.
+    """
+    from llicm.study.params import load
+
+    values = load(folder / "params.yaml")
+    name = values["figures"]["steps"]
+    times = folder / ".run/timing" / f"{name}.csv"
+    if name is None or not times.is_file():
+        return False
+    seconds = pd.read_csv(times).set_index("method")["seconds"].to_dict()
+    family = values["families"][name]
+    records = read_records([folder / "results/records.csv"])
+    metrics = family.get("metrics") or values["evaluate"]["metrics"]
+    write_atomically(out / "steps.csv", times.read_bytes())
+    figure = diffusion_steps(records, steps_of(family), metrics, seconds)
+    save_figure(figure, out / "steps.png", values["figures"]["dpi"])
+    return True
+
+
 def update_readme(readme: Path, tables: Path) -> None:
     """Put the published tables between the markers of the README, atomically.
 
@@ -348,6 +403,7 @@ def update_readme(readme: Path, tables: Path) -> None:
 
 if __name__ == "__main__":
     try:
+        write_timing(Path(), Path("results/timing"))
         update_readme(Path("README.md"), Path("results/tables"))
     except UserError as error:
         sys.exit(str(error))

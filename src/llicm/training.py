@@ -29,13 +29,18 @@ __all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate", "restorer_conte
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the loss (see `llicm.objectives`) and the mixtures of distances for D and P."""
+    """Weights of the loss (see `llicm.objectives`) and the mixtures of distances for D and P.
+
+    `delta` is the weight of a diffusion restorer's own loss, which `diffusion` names (see `llicm.restore.irsde`).
+    """
 
     alpha: float
     beta: float
     gamma: float
     distortion: dict[str, float] = field(default_factory=dict)
     perception: dict[str, float] = field(default_factory=dict)
+    delta: float = 0.0
+    diffusion: str | None = None
 
     def __call__(self, output, x: Tensor, ideal: Tensor, lmbda: Tensor | None) -> tuple[Tensor, Tensor]:
         """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W).
@@ -59,6 +64,10 @@ class Objective:
         loss = (mean / lmbda).sqrt() * (per_sample + self.beta * bpp)
         if self.gamma:
             loss = loss + self.gamma * mean * distance(self.perception, output.enhanced, ideal)
+        if self.delta:
+            if output.diffusion is None:
+                raise UserError("params.yaml: an objective with delta needs a restorer named irsde")
+            loss = loss + self.delta * mean * output.diffusion
         return loss.mean(), bpp
 
 
@@ -182,7 +191,7 @@ class Trainer:
             level, lmbda = self._levels(len(x), device)
             told = self._told(batch)
             with self.accelerator.autocast():
-                output = self.model(x, level, told)
+                output = self.model(x, level, told, ideal, self.objective.diffusion)
             loss, bpp = self.objective(output, x, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
@@ -282,13 +291,13 @@ def train_arm(
     """Train one arm of params.yaml and write its parts; returns the finished trainer, whose `rows` are the log.
 
     An arm goes on from its `start` (part -> weight file below `models`): with learning rate, data and step count of the
-    trunk's last update. Parts that it trains but does not start from are built anew. An arm all of whose trained parts
-    are new has `training.trunk + training.branch` updates, or `steps` of its own; without a `start`, it also writes the
-    weights as they are at the end of the trunk (`trunk.safetensors`).
+    trunk's last update. Parts that it trains but does not start from are built anew. The schedule has `training.trunk +
+    training.branch` updates, or `steps` of the arm's own, of which `trunk` are its trunk (none if absent). An arm
+    without a `start` also writes the weights as they are at the end of the trunk (`trunk.safetensors`).
 
     Args:
-        spec: `trains` (parts to update), `start` (or null), `objective`, `context` (what steers a new restorer: see
-            `restorer_context`) and `steps` (or null).
+        spec: `trains` (parts to update), `start` (or null), `objective`, and, all optional, `context` (what steers a
+            new restorer: see `restorer_context`), `restorer` (in place of the study's), `steps` and `trunk`.
         photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
         data, codec, restorer, training: groups of params.yaml. vlm: folder of the vision-language model.
         out: folder of this arm's weights. checkpoint: see `llicm.study.scratch`; None to go without.
@@ -298,7 +307,7 @@ def train_arm(
     """
     from llicm.codec.learned import make_codec
     from llicm.framework import load_part, save_part
-    from llicm.restore.direct import make_restorer
+    from llicm.restore.registry import make_restorer
 
     torch.manual_seed(seed)
     start = spec["start"] or {}
@@ -308,16 +317,14 @@ def train_arm(
         parts["codec"] = make_codec(**codec)
     if "restorer" in fresh:
         context = restorer_context(spec.get("context") or "none", tasks, vlm)
-        parts["restorer"] = make_restorer(**restorer, context=context)
+        parts["restorer"] = make_restorer(**(spec.get("restorer") or restorer), context=context)
     system = LLICM(parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm))
     if len(parts) == 2:
         system.restorer.coded = True
-    steps, trunk = training["trunk"] + training["branch"], 0
+    steps, parting = training["trunk"] + training["branch"], training["trunk"]
     if spec.get("steps"):
-        steps = spec["steps"]
-    elif not start:
-        trunk = training["trunk"]
-    first = 0 if fresh else training["trunk"]
+        steps, parting = spec["steps"], spec.get("trunk", 0)
+    first, trunk = 0 if fresh else parting, 0 if start else parting
     if training["checkpoint_every"] % training["log_every"]:
         raise UserError("params.yaml: training.checkpoint_every must be a multiple of training.log_every")
     stream = PairStream(

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import pandas as pd
+
 from llicm.data.pairs import Pair, read_pairs
+from llicm.files import write_atomically
 
 __all__ = ["Plan", "evaluate_family"]
 
@@ -43,11 +46,12 @@ def _start(plan: Plan) -> None:
     )
 
 
-def _measure(task: str, pair: Pair) -> list[dict]:
-    plan, rows = _worker["plan"], []
+def _measure(task: str, pair: Pair) -> tuple[list[dict], list[tuple[str, float]]]:
+    plan, rows, seconds = _worker["plan"], [], []
     for method in _worker["methods"]:
         for level in method.levels:
             coded = method.run(pair.degraded, level, task)
+            seconds.append((method.name, coded.seconds))
             stream = plan.streams / task / pair.name / f"{method.name.replace('>', '-then-')}@{level:g}"
             stream.parent.mkdir(parents=True, exist_ok=True)
             if plan.spec["codec"] != "raw":
@@ -59,15 +63,17 @@ def _measure(task: str, pair: Pair) -> list[dict]:
                     "image": pair.name, "level": level, "bytes": len(coded.data), "bpp": coded.bpp,
                     "metric": metric.name, "value": float(metric(coded.output[None], ideal)[0]),
                 })  # fmt: skip
-    return rows
+    return rows, seconds
 
 
-def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int) -> list[dict]:
+def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int, timing: Path | None = None) -> list[dict]:
     """Records of every (method, task, image, level, metric) of a family, in that order.
 
     Args:
         pairs: root of `val/<task>/{GT,LQ}/*.png`. workers: processes; each uses one thread, so that the values do
             not depend on their number.
+        timing: CSV file for the mean seconds that restoring an image takes on one thread, by method; or None. Not among
+            the records, because it is not the same in every run.
 
     Raises:
         UserError: missing pairs or weights, or an image too small for a metric.
@@ -78,6 +84,10 @@ def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int) -> 
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image"))
-    rows = [row for part in parts for row in part]
+    rows = [row for part, _ in parts for row in part]
     order = [m for m in plan.spec["methods"]]
+    if timing is not None:
+        times = pd.DataFrame([pair for _, part in parts for pair in part], columns=["method", "seconds"])
+        means = times.groupby("method", sort=False)["seconds"].mean().round(4).reset_index()
+        write_atomically(timing, means.to_csv(index=False).encode())
     return sorted(rows, key=lambda r: order.index(r["method"]))

@@ -24,8 +24,11 @@ def make_restorer(name: str, **config) -> nn.Module:
     """The restorer registered as `name`.
 
     Raises:
-        UserError: no restorer of that name.
+        UserError: no restorer of that name, or an argument that it does not have or lacks.
     """
     if name not in RESTORERS:
         raise UserError(f"params.yaml: restorer.name '{name}' is unknown; choose one of {', '.join(sorted(RESTORERS))}")
-    return RESTORERS[name](**config)
+    try:
+        return RESTORERS[name](**config)
+    except TypeError as error:
+        raise UserError(f"params.yaml: restorer '{name}': {error}; correct it") from None
