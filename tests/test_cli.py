@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from llicm import cli
+from llicm.framework import load_part
+from llicm.restore.registry import make_restorer
 from llicm.vlm.checkpoint import load_daclip, official_names
 from llicm.vlm.daclip import make_daclip
 
@@ -25,6 +27,19 @@ def test_command_converts(tmp_path, capsys):
     assert cli.main(["vlm", "convert", str(tmp_path / "in.pt"), str(out), "--model", str(config)]) == 0
     assert all(torch.equal(value, own[name]) for name, value in load_daclip(out).state_dict().items())
     assert capsys.readouterr().err == ""
+
+
+def test_command_converts_a_released_restorer(tmp_path, capsys, monkeypatch):
+    small = {"nf": 4, "ch_mult": [1, 2], "context": {"degradation": 8, "content": 8}}
+    monkeypatch.setattr("llicm.restore.released.UNIVERSAL_IR", small)
+    state, out = make_restorer("irsde", **small).unet.state_dict(), tmp_path / "out.safetensors"
+    torch.save(state, tmp_path / "universal-ir.pth")
+    assert cli.main(["restorer", "convert", str(tmp_path / "universal-ir.pth"), str(out), "--steps", "7"]) == 0
+    restorer = load_part("restorer", out)
+    assert restorer.steps == 7
+    assert all(torch.equal(value, state[name]) for name, value in restorer.unet.state_dict().items())
+    assert cli.main(["restorer", "convert", str(tmp_path / "absent.pth"), str(out)]) == 1
+    assert "absent.pth" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_diffusion_steps():
     records = pd.DataFrame(rows)
     drawn = figures.diffusion_steps(records, steps, ["psnr", "piqe"], {"d-1": 0.05, "d-10": 0.5, "d-100": 5.0})
     axis, other = drawn.axes
-    assert "higher is better" in axis.get_title() and "lower is better" in other.get_title()
+    assert "higher is better" in axis.get_ylabel() and "lower is better" in other.get_ylabel()
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1\n0.05 s", "10\n0.5 s", "100\n5 s"]
     assert len(axis.lines) == len(TASKS) + 1
     for line in axis.lines:  # means over the images, at the number of steps

@@ -20,6 +20,12 @@ def _vlm_convert(arguments: argparse.Namespace) -> None:
     convert(arguments.source, arguments.target, arguments.model)
 
 
+def _restorer_convert(arguments: argparse.Namespace) -> None:
+    from llicm.restore.released import convert_universal_ir
+
+    convert_universal_ir(arguments.source, arguments.target, steps=arguments.steps)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llicm", description="Image compression for low-level machine vision.")
     parser.add_argument("--version", action="version", version=f"llicm {__version__}")
@@ -40,6 +46,20 @@ def _parser() -> argparse.ArgumentParser:
         help="what IN holds: a model of open_clip, or a JSON file with its configuration (default: %(default)s)",
     )
     convert.set_defaults(run=_vlm_convert)
+
+    restorer = rooms.add_parser("restorer", help="the restorers").add_subparsers(required=True, metavar="COMMAND")
+    convert = restorer.add_parser(
+        "convert",
+        help="released weights of the diffusion restorer to safetensors",
+        description="Convert the released weights of the universal diffusion restorer, universal-ir.pth, to a restorer "
+        "of this project: only the weights, checked name by name, with their configuration.",
+    )
+    convert.add_argument("source", metavar="IN", help="the released file (.pth, .pt or .safetensors)")
+    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
+    convert.add_argument(
+        "--steps", type=int, default=100, help="calls of the network for an image, 1 to 100 (default: %(default)s)"
+    )
+    convert.set_defaults(run=_restorer_convert)
     return parser
 
 

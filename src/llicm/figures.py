@@ -556,7 +556,7 @@ def diffusion_steps(
             handles += axis.plot(table.index, table[task], label=task, **style)
         mean = table.mean(axis=1)
         handles += axis.plot(mean.index, mean, marker="D", color="0.2", linewidth=2.8, label="mean of the tasks")
-        axis.set_title(f"{info.label} ({'lower' if info.lower_better else 'higher'} is better)")
+        axis.set_title(info.label)
         axis.set_ylabel(info.axis_label)
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
