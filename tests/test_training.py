@@ -39,9 +39,9 @@ def photos():
     return list(torch.nn.functional.interpolate(coarse, size=(140, 150), mode="bicubic").clamp(0, 1))
 
 
-def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, vlm=None, **changes):
+def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, vlm=None, restorer=RESTORER, **changes):
     return train_arm(
-        name, spec, photos=photos, paired=None, tasks=TASKS, data=DATA, codec=CODEC, restorer=RESTORER,
+        name, spec, photos=photos, paired=None, tasks=TASKS, data=DATA, codec=CODEC, restorer=restorer,
         training=TRAINING | changes, seed=0, models=tmp_path, vlm=vlm or tmp_path / "vlm",
         out=out or tmp_path / "separate" / name, checkpoint=checkpoint,
     )  # fmt: skip
@@ -189,9 +189,11 @@ def test_an_interrupted_run_ends_in_the_same_bytes(photos, tmp_path, saves):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_arms_build_on_each_other(photos, tmp_path):
+@pytest.mark.parametrize("restorer", [RESTORER, IRSDE], ids=["direct", "irsde"])
+def test_arms_build_on_each_other(photos, tmp_path, restorer):
     arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
-    arm(photos, tmp_path, "restorer", {"trains": ["restorer"], "start": None, "objective": RESTORE})
+    of_its_own = {"trains": ["restorer"], "start": None, "objective": RESTORE}
+    arm(photos, tmp_path, "restorer", of_its_own, restorer=restorer)
     start = {"codec": "separate/codec/codec.safetensors", "restorer": "separate/restorer/trunk.safetensors"}
     adapted = {"trains": ["restorer"], "start": start, "objective": RESTORE}
     arm(photos, tmp_path, "adapted", adapted, out=tmp_path / "adapted")
