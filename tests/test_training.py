@@ -20,8 +20,8 @@ TASKS = ["noisy", "hazy"]
 CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
 RESTORER = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
 IRSDE = {
-    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "scaling": "balanced", "predicts": "x0",
-    "steps": 2, "mode": "posterior", "memory": None,
+    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "shrinkage": True, "scaling": "balanced",
+    "predicts": "x0", "steps": 2, "mode": "posterior", "memory": None,
 }  # fmt: skip
 TRAINING = {
     "batch": 4, "crop": 64, "trunk": 4, "branch": 4, "lr": 1e-3, "warmup": 2, "clip": 1.0, "precision": "fp32",

@@ -291,9 +291,9 @@ def test_any_image_size(size, half):
 def test_padding_is_by_reflection_then_by_repetition():
     net = build(ch_mult=[1, 2, 2])  # to multiples of 8
     x = torch.rand(1, 3, 6, 13)
-    assert torch.equal(net._pad(x), F.pad(x, (0, 3, 0, 2), mode="reflect"))
+    assert torch.equal(net.pad(x), F.pad(x, (0, 3, 0, 2), mode="reflect"))
     x = torch.arange(3.0).expand(1, 3, 2, 3)
-    rows = net._pad(x)[0, 0]
+    rows = net.pad(x)[0, 0]
     assert rows[0].tolist() == [0, 1, 2, 1, 0, 0, 0, 0] and rows.shape == (8, 8)
     assert torch.equal(rows, rows[:1].expand(8, 8))
 

@@ -34,11 +34,48 @@ from llicm.restore.registry import register_restorer
 from llicm.restore.sde import PREDICTIONS, MeanRevertingSDE
 from llicm.restore.tiling import tile_side, tiled
 from llicm.restore.unet import ConditionalUNet, Conditioning
+from llicm.transforms import LappedDCT
 from llicm.vlm.context import Context
 
 __all__ = ["LOSSES", "IRSDERestorer"]
 
 LOSSES = ("noise", "paper", "x0")
+
+
+class Shrinkage(nn.Module):
+    """What scaling the coefficients of a lapped cosine transform adds to mu: denoising and sharpening by shrinkage.
+
+    A small network must first discover that pictures are smooth, which takes more updates than a study on a CPU has:
+    without it 700 updates make noisy photos worse (by 0.5 dB on photos kept apart). The factors of the coefficients of
+    mu and of x_t - mu are predicted from both, and from what the network's blocks are conditioned by. At first they are
+    zero. Compare `llicm.restore.direct`, where the same transform does the same.
+
+    Args:
+        condition: length of the vector that conditions.
+    """
+
+    HIDDEN = 96
+    # In float32: coefficients and factors of two images, 24 numbers a pixel each, twice, and the hidden layer.
+    BYTES_PER_PIXEL = 4 * (4 * 24 + 3 * 6)
+
+    def __init__(self, condition: int):
+        super().__init__()
+        self.lapped = LappedDCT()
+        self.enter = nn.Conv2d(2 * LappedDCT.CHANNELS, self.HIDDEN, 1)
+        self.film = nn.Linear(condition, 2 * self.HIDDEN)
+        self.leave = nn.Conv2d(self.HIDDEN, 2 * LappedDCT.CHANNELS, 1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, difference: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
+        """(N, 3, H, W) from x_t - mu and mu, like it, sides multiples of 4 and at least 8."""
+        coefficients = torch.cat([self.lapped(difference), self.lapped(mu)], 1)
+        scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
+        strong = 20 * coefficients
+        strong = strong * torch.rsqrt(1 + strong.abs())  # the few large ones come closer to the many small ones
+        hidden = F.gelu(self.enter(strong) * (1 + scale) + shift, approximate="tanh")
+        of_difference, of_mu = (coefficients * self.leave(hidden).float()).chunk(2, 1)
+        return self.lapped.inverse(of_difference + of_mu)
 
 
 @register_restorer("irsde")
@@ -47,6 +84,7 @@ class IRSDERestorer(nn.Module):
 
     Args:
         nf, ch_mult, half, heads: of the network (see `ConditionalUNet`).
+        shrinkage: whether `Shrinkage` works beside the network; False for released weights.
         context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
             without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
         coded: whether it was trained on decoded images; if not, it takes every input as never compressed.
@@ -79,6 +117,7 @@ class IRSDERestorer(nn.Module):
         scaling: str = "published",
         half: bool = False,
         heads: int = 4,
+        shrinkage: bool = False,
         seed: int = 0,
         memory: int | None = None,
         T: int = 100,
@@ -96,14 +135,16 @@ class IRSDERestorer(nn.Module):
         lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
         lengths = {name: lengths.get(name) or 0 for name in Context._fields}
         self.unet = ConditionalUNet(nf, ch_mult, **lengths, half=half, heads=heads, scaling=scaling)
+        self.shrinkage = Shrinkage(self.unet.time_width) if shrinkage else None
         if memory is not None:
-            tile_side(memory, self.unet.bytes_per_pixel, self.unet.stride)
+            tile_side(memory, self.bytes_per_pixel, self.unet.stride)
         # Beside the network, whose names are those of released weights; at first without influence.
         self.code = nn.Linear(2, self.unet.time_width, bias=False)
         nn.init.zeros_(self.code.weight)
         if predicts == "x0":
             nn.init.zeros_(self.unet.final_conv.weight)
             nn.init.zeros_(self.unet.final_conv.bias)
+        self.to(memory_format=torch.channels_last)  # a call takes a quarter less on a CPU
 
     @property
     def config(self) -> dict:
@@ -112,6 +153,7 @@ class IRSDERestorer(nn.Module):
         return {
             "name": "irsde",
             **{name: size[name] for name in ("nf", "ch_mult", "half", "heads", "scaling")},
+            "shrinkage": self.shrinkage is not None,
             "context": self.context,
             "coded": self.coded,
             "steps": self.steps,
@@ -121,6 +163,11 @@ class IRSDERestorer(nn.Module):
             "memory": self.memory,
             **self.sde.config,
         }
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory of one call for a pixel (see `ConditionalUNet.bytes_per_pixel`)."""
+        return self.unet.bytes_per_pixel + (0 if self.shrinkage is None else Shrinkage.BYTES_PER_PIXEL)
 
     def prepare(self, n: int, code: Tensor | None = None, context: Context | None = None) -> Conditioning:
         """All that steers the network and does not change from step to step, for n images.
@@ -148,14 +195,22 @@ class IRSDERestorer(nn.Module):
         out = self._within_memory(x, mu, t, conditioning)
         return mu + out if self.predicts == "x0" else out
 
+    def _network(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        out = self.unet(x, mu, t, conditioning)
+        if self.shrinkage is None:
+            return out
+        height, width = x.shape[-2:]
+        padded = (self.unet.pad(image) for image in (x - mu, mu))
+        return out + self.shrinkage(*padded, self.unet.condition(t, conditioning, len(x)))[..., :height, :width]
+
     def _within_memory(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
         if self.memory is None:
-            return self.unet(x, mu, t, conditioning)
+            return self._network(x, mu, t, conditioning)
         stride = self.unet.stride
-        side = tile_side(self.memory, self.unet.bytes_per_pixel, stride)
+        side = tile_side(self.memory, self.bytes_per_pixel, stride)
         height, width = (-(-length // stride) * stride for length in x.shape[-2:])
         if len(x) * height * width <= side * side:
-            return self.unet(x, mu, t, conditioning)
+            return self._network(x, mu, t, conditioning)
         # The images of a batch do not see each other, so they can go one at a time, whole if they fit.
         overlap = side // 4 // stride * stride
         if height * width <= side * side:
@@ -164,7 +219,7 @@ class IRSDERestorer(nn.Module):
         def image(i: int) -> Tensor:
             time, part = t[i : i + 1] if isinstance(t, Tensor) and t.ndim else t, conditioning.rows(slice(i, i + 1))
             pair = x[i : i + 1], mu[i : i + 1]
-            return tiled(lambda x, mu: self.unet(x, mu, time, part), pair, side, overlap, stride)
+            return tiled(lambda x, mu: self._network(x, mu, time, part), pair, side, overlap, stride)
 
         return torch.cat([image(i) for i in range(len(x))])
 

@@ -373,7 +373,7 @@ class ConditionalUNet(nn.Module):
                 tokens = tuple(t.transformer_blocks[0].attn2.constant(content) for t in self._transformers())
         return Conditioning(shift, tokens)
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
         """To the right and below, to a multiple of `stride`: by reflection as far as the image reaches (it gives
         height - 1 rows), the rest, of images smaller than the padding, by repetition."""
         height, width = x.shape[-2:]
@@ -384,6 +384,14 @@ class ConditionalUNet(nn.Module):
             if (below, beside) != (down, right):
                 x = F.pad(x, (0, right - beside, 0, down - below), mode="replicate")
         return x
+
+    def condition(self, t: Tensor | int | float, conditioning: Conditioning, n: int) -> Tensor:
+        """What every block is scaled and shifted by, (n, time_width): the time, the degradation, the level."""
+        weight = self.time_mlp[1].weight
+        with torch.autocast(weight.device.type, enabled=False):  # sin(100) needs more digits than bfloat16's
+            time = torch.as_tensor(t, device=weight.device).to(weight.dtype).flatten().expand(n)
+            condition = self.time_mlp(time)
+            return condition if conditioning.shift is None else condition + conditioning.shift
 
     def forward(self, x: Tensor, mu: Tensor, t: Tensor | int | float, conditioning: Conditioning) -> Tensor:
         """One call of the network.
@@ -399,13 +407,8 @@ class ConditionalUNet(nn.Module):
         """
         height, width = x.shape[-2:]
         tokens = iter(conditioning.tokens or (None,) * 3)
-        with torch.autocast(x.device.type, enabled=False):  # as `prepare`; sin(100) needs more digits than bfloat16's
-            weight = self.time_mlp[1].weight
-            time = torch.as_tensor(t, device=x.device).to(weight.dtype).flatten().expand(len(x))
-            condition = self.time_mlp(time)
-            if conditioning.shift is not None:
-                condition = condition + conditioning.shift
-        h = self.init_conv(self._pad(torch.cat([x - mu, mu], 1)))
+        condition = self.condition(t, conditioning, len(x))
+        h = self.init_conv(self.pad(torch.cat([x - mu, mu], 1)))
         first = h
         if self.init_down is not None:
             h = self.init_down(h)
