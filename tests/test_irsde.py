@@ -179,6 +179,60 @@ def test_in_the_framework_with_an_oracle():
     assert not torch.allclose(out[1:], system(x, told=["noisy", "noisy"]).enhanced[1:], atol=1e-6)
 
 
+def shrinking(**changes):
+    """A restorer whose network is silent and whose shrinkage is not."""
+    model = build(awake=False, shrinkage=True, ch_mult=[1, 2, 2], context=BOTH, **changes)
+    torch.nn.init.normal_(model.shrinkage.leave.weight, std=0.05)
+    return model
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (37, 16)])
+@torch.no_grad()
+def test_shrinkage_starts_as_nothing_and_takes_any_size(size):
+    x = torch.rand(2, 3, *size)
+    untrained = build(awake=False, shrinkage=True, ch_mult=[1, 2, 2])
+    assert torch.allclose(untrained(x), x, atol=1e-5)
+    out = shrinking()(x, None, embeddings())
+    assert out.shape == x.shape and bool(out.isfinite().all()) and (out - x).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_shrinkage_by_constant_factors_is_a_scaling():
+    """With the same factor for every coefficient, mu is scaled: the transform is a tight frame."""
+    model = build(awake=False, shrinkage=True, ch_mult=[1, 2, 2], steps=1)
+    channels = model.shrinkage.lapped.CHANNELS
+    model.shrinkage.leave.bias[channels:] = -0.25
+    x = torch.rand(1, 3, 40, 24)
+    assert torch.allclose(model(x), 0.75 * x, atol=1e-5)
+    model.shrinkage.leave.bias.zero_()
+    model.shrinkage.leave.bias[:channels] = 1.0  # x0_hat = mu + (x_t - mu)
+    state = torch.rand(1, 3, 40, 24)
+    assert torch.allclose(model.predict_x0(state, x, 30), state, atol=1e-5)
+
+
+@torch.no_grad()
+def test_shrinkage_knows_time_and_degradation_and_is_kept(tmp_path):
+    model, x, told = shrinking(), torch.rand(1, 3, 32, 32), embeddings(1)
+    state = torch.rand(1, 3, 32, 32)
+    out = model.predict_x0(state, x, 30, None, told)
+    assert not torch.allclose(out, model.predict_x0(state, x, 70, None, told), atol=1e-4)
+    assert not torch.allclose(out, model.predict_x0(state, x, 30, None, embeddings(1, seed=2)), atol=1e-5)
+    save_part(model, tmp_path / "restorer.safetensors")
+    again = load_part("restorer", tmp_path / "restorer.safetensors")
+    assert again.config["shrinkage"] is True
+    assert torch.equal(again.predict_x0(state, x, 30, None, told), out)
+
+
+@torch.no_grad()
+def test_shrinkage_in_tiles_is_that_of_the_whole_image():
+    model, told = shrinking(steps=2), embeddings(1)
+    x = torch.rand(1, 3, 150, 130)
+    whole = model(x, None, told)
+    model.memory = model.bytes_per_pixel * 64**2
+    assert model.bytes_per_pixel > model.unet.bytes_per_pixel
+    assert torch.allclose(model(x, None, told), whole, atol=1e-4)
+
+
 @pytest.mark.parametrize("context", [None, BOTH, {"degradation": 5, "content": 0}, {"words": ["noisy", "hazy"]}])
 @torch.no_grad()
 def test_configuration_builds_the_same_restorer(tmp_path, context):
@@ -379,7 +433,7 @@ def test_every_variant_of_the_file_is_read(tmp_path, state, wrap, prefix):
 
 
 def test_half_precision_and_safetensors(tmp_path, state):
-    save_file({name: value.half() for name, value in state.items()}, tmp_path / "universal-ir.safetensors")
+    save_file({name: value.half().contiguous() for name, value in state.items()}, tmp_path / "universal-ir.safetensors")
     model = load_universal_ir(tmp_path / "universal-ir.safetensors", **SMALL_FULL)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

@@ -146,7 +146,7 @@ def test_tiles_give_what_the_whole_image_gives(variant, mode):
     model.memory = model.unet.bytes_per_pixel * 96**2
     parts = model(x, None, told)
     assert not torch.equal(parts, whole)
-    assert psnr(whole, x) < 35 and psnr(parts, whole) >= 45
+    assert psnr(whole, x) < 40 and psnr(parts, whole) >= 45
     error, seam = (parts - whole).abs().mean((0, 1)), overlaps(200, 240, 96, model.unet.stride)
     assert 0.1 < float(seam.float().mean()) < 0.9
     assert float(error[seam].mean()) <= 1.1 * float(error[~seam].mean()) + 1e-6
