@@ -74,7 +74,7 @@ def test_the_diffusion_restorer_has_its_own_headline(records):
     found = bd_table(both, ["psnr"], ["llicm", "llicm-irsde"], anchors, TASKS)
     assert summary(both, found, TASKS)["llicm_irsde_against_codec_then_irsde"]["bd_rate_mean"] == pytest.approx(-50)
     text = readme_results(both, found, TASKS)
-    assert "(`llicm-irsde` against `rdo → irsde`): mean BD-rate -50.0% over the 2 of 2 tasks" in text
+    assert "(`llicm-irsde` against `rdo → irsde`): mean BD-rate -50.0% [-50.0, -50.0] over the 2 of 2 tasks" in text
     assert "llicm-irsde" not in readme_results(records, found[found["test"] == "llicm"], TASKS)
 
 
@@ -118,7 +118,7 @@ def test_compressai_files(records, tmp_path):
 
 def test_readme_tables(records, table):
     text = readme_results(records, table, TASKS)
-    assert "mean BD-rate -50.0% over the 2 of 2 tasks" in text
+    assert "mean BD-rate -50.0% [-50.0, -50.0] over the 2 of 2 tasks" in text
     assert "| gain | +4.50 | +4.50 |" in text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table, headline
+from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import mean_curves, read_records, references, to_compressai_json
 from llicm.data.pairs import Pair, read_pairs
@@ -124,13 +124,14 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
     restored = restoration(records, tasks)
     lines = [
         f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): "
-        f"{_headline(table, TEST, SEPARATE)}** (PSNR against the ideal photo, means of the test photos).",
+        f"{_headline(records, TEST, SEPARATE, tasks)}** (PSNR against the ideal photo, means of the test images; in "
+        "brackets 95% bootstrap intervals over those images, under one training of each method).",
         "",
     ]
     if DIFFUSION[0] in set(table["test"]):
         lines += [
             f"With the diffusion restorer in both (`{DIFFUSION[0]}` against `{method_label(DIFFUSION[1])}`): "
-            f"{_headline(table, *DIFFUSION)}.",
+            f"{_headline(records, *DIFFUSION, tasks)}.",
             "",
         ]
     lines += [
@@ -153,13 +154,17 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
     return "\n".join(lines) + "\n"
 
 
-def _headline(table: pd.DataFrame, test: str, anchor: str) -> str:
-    result = headline(table, test, anchor, "psnr")
-    rate = "undefined" if result.bd_rate is None else f"{result.bd_rate:+.1f}%"
-    quality = "undefined" if result.bd_quality is None else f"{result.bd_quality:+.2f} dB"
+def _headline(records: pd.DataFrame, test: str, anchor: str, tasks: Sequence[str]) -> str:
+    found = bd_interval(records, "psnr", test, anchor, tasks)
+
+    def number(mean, spec: str, unit: str) -> str:
+        if mean.estimate is None:
+            return "undefined"
+        return f"{mean.estimate:{spec}}{unit} [{mean.low:{spec}}, {mean.high:{spec}}]"
+
     return (
-        f"mean BD-rate {rate} over the {result.defined} of {result.tasks} tasks where it is defined, mean BD-PSNR "
-        f"{quality} over {result.quality_defined}"
+        f"mean BD-rate {number(found.rate, '+.1f', '%')} over the {found.rate.defined} of {len(tasks)} tasks where it "
+        f"is defined, mean BD-PSNR {number(found.quality, '+.2f', ' dB')} over {found.quality.defined}"
     )
 
 
