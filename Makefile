@@ -46,7 +46,7 @@ lab: data ## open JupyterLab on the notebooks
 readme: $(READY) ## copy the published result tables into the README
 	.venv/bin/python -m llicm.report
 
-smoke: data ## run the smoke profile in place (about 2 minutes)
+smoke: data ## run the smoke profile in place (some 5 minutes)
 	$(DVC) repro profiles/smoke/dvc.yaml
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
