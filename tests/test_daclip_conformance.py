@@ -7,12 +7,11 @@ The data lie outside the repository: in ../shared/conformance, or where LLICM_CO
 import hashlib
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conformance import FOLDER, conformance
 from safetensors.torch import load_file
 
 from llicm.benchmark.metrics import make_metrics
@@ -22,13 +21,7 @@ from llicm.vlm.clip import model_config, preprocess
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.losses import daclip_losses
 
-FOLDER = Path(
-    os.environ.get("LLICM_CONFORMANCE") or Path(__file__).resolve().parents[2].joinpath("shared", "conformance")
-)
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "manifest.json").is_file(),
-    reason=f"no conformance data in {FOLDER}; LLICM_CONFORMANCE names a folder",
-)
+pytestmark = conformance
 
 
 @pytest.fixture(scope="module")

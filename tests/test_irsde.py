@@ -2,12 +2,11 @@
 """The diffusion restorer: sampling, training, what steers it, and released weights."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conformance import FOLDER
 from safetensors.torch import save_file
 
 from llicm.errors import UserError
@@ -18,9 +17,6 @@ from llicm.restore.released import convert_universal_ir, irsde_from_state, load_
 from llicm.vlm.context import Context
 from llicm.vlm.guide import Oracle
 
-FOLDER = Path(
-    os.environ.get("LLICM_CONFORMANCE") or Path(__file__).resolve().parents[2].joinpath("shared", "conformance")
-)
 SMALL = {"nf": 8, "ch_mult": [1, 2], "heads": 1}
 NEW = {"predicts": "x0", "scaling": "balanced", "steps": 4}  # as it is trained here
 BOTH = {"degradation": 5, "content": 6}

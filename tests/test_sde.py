@@ -6,24 +6,16 @@ The conformance data lie outside the repository: in ../shared/conformance, or wh
 
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conformance import FOLDER, conformance
 from safetensors.torch import load_file
 
 from llicm.errors import UserError
 from llicm.restore.sde import MODES, MeanRevertingSDE
 
-FOLDER = Path(
-    os.environ.get("LLICM_CONFORMANCE") or Path(__file__).resolve().parents[2].joinpath("shared", "conformance")
-)
-conformance = pytest.mark.skipif(
-    not (FOLDER / "manifest.json").is_file(),
-    reason=f"no conformance data in {FOLDER}; LLICM_CONFORMANCE names a folder",
-)
 SCHEDULES = [
     "cosine_T100",
     "cosine_T100_S20",

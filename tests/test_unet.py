@@ -5,28 +5,19 @@ The conformance data lie outside the repository: in ../shared/conformance, or wh
 """
 
 import json
-import os
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conformance import FOLDER, conformance
 from safetensors.torch import load_file
 
 from llicm.errors import UserError
 from llicm.restore.sde import MeanRevertingSDE
 from llicm.restore.unet import ConditionalUNet, Gain, LinearAttention, SpatialTransformer
 from llicm.vlm.context import Context
-
-FOLDER = Path(
-    os.environ.get("LLICM_CONFORMANCE") or Path(__file__).resolve().parents[2].joinpath("shared", "conformance")
-)
-conformance = pytest.mark.skipif(
-    not (FOLDER / "manifest.json").is_file(),
-    reason=f"no conformance data in {FOLDER}; LLICM_CONFORMANCE names a folder",
-)
 
 
 def error(actual, expected):
