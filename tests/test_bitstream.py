@@ -1,19 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
+import struct
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llicm.codec.bitstream import OVERHEAD_BYTES, Bitstream, pack, unpack
+from llicm.codec.bitstream import OVERHEAD_BYTES, VERSION, Bitstream, pack, quantize_level, unpack
 from llicm.errors import BitstreamError
+from llicm.limits import MAX_SIDE
 
-STREAM = Bitstream(b"abcd", 48, 64, 1.25, b"hyper string", b"latent string")
+STREAM = Bitstream(b"abcd", 48, 64, 1.25, b"the entropy-coded symbols")
+
+
+def forged(**changes) -> bytes:
+    """A file with other values in its header and a checksum that fits them."""
+    fields = {
+        "magic": b"LLIC", "version": VERSION, "flags": 0, "model": b"abcd", "width": 64, "height": 48, "level": 5120,
+        "size": len(STREAM.payload), "payload": STREAM.payload,
+    } | changes  # fmt: skip
+    body = struct.pack(">4sBB4sHHHI", *list(fields.values())[:-1]) + fields["payload"]
+    return body + struct.pack(">I", zlib.crc32(body))
 
 
 def test_round_trip_and_overhead():
     data = pack(STREAM)
     assert unpack(data) == STREAM
-    assert len(data) == OVERHEAD_BYTES + len(STREAM.z) + len(STREAM.y)
-    assert OVERHEAD_BYTES <= 28  # 24 bytes and the checksum
+    assert len(data) == OVERHEAD_BYTES + len(STREAM.payload)
+    assert OVERHEAD_BYTES == 24  # with the checksum
+
+
+def test_the_layout_is_the_documented_one():
+    """As docs/bitstream.md has it, written out with other means than the implementation's."""
+    data = pack(STREAM)
+    assert data[:4] == b"LLIC" and data[4] == 2 and data[5] == 0 and data[6:10] == b"abcd"
+    assert int.from_bytes(data[10:12]) == 64 and int.from_bytes(data[12:14]) == 48
+    assert int.from_bytes(data[14:16]) == 1.25 * 4096 and int.from_bytes(data[16:20]) == len(STREAM.payload)
+    assert data[20:-4] == STREAM.payload and int.from_bytes(data[-4:]) == zlib.crc32(data[:-4])
+    assert forged() == data
 
 
 @given(st.integers(0, 8 * len(pack(STREAM)) - 1))
@@ -46,7 +70,28 @@ def test_other_model_is_named():
         unpack(pack(STREAM), b"zzzz")
 
 
-@pytest.mark.parametrize("side", [0, 1 << 15])
-def test_sides_are_bounded(side):
-    with pytest.raises(ValueError, match="sides"):
-        pack(Bitstream(b"abcd", side, 10, 0, b"", b""))
+def test_other_version_is_named_beside_the_own():
+    with pytest.raises(BitstreamError, match="version 1, but this decoder reads version 2"):
+        unpack(forged(version=1))
+    with pytest.raises(BitstreamError, match="flags 0x40"):
+        unpack(forged(flags=0x40))
+
+
+@pytest.mark.parametrize("width, height", [(0, 48), (64, 0), (0, 0), (MAX_SIDE + 1, 1), (65535, 65535), (16384, 16384)])
+def test_declared_size_is_bounded_whatever_the_checksum(width, height):
+    with pytest.raises(BitstreamError, match=f"declares {width}x{height}"):
+        unpack(forged(width=width, height=height))
+    with pytest.raises(ValueError, match=f"{width}x{height}"):
+        pack(Bitstream(b"abcd", height, width, 0, b""))
+
+
+@pytest.mark.parametrize("size", [0, 24, 26, 2**32 - 1])
+def test_declared_length_must_be_the_real_one(size):
+    with pytest.raises(BitstreamError, match="truncated or extended"):
+        unpack(forged(size=size))
+
+
+def test_level_is_on_the_headers_grid():
+    assert quantize_level(1 / 3) == round(4096 / 3) / 4096
+    with pytest.raises(ValueError, match="level 16"):
+        pack(Bitstream(b"abcd", 1, 1, 16.0, b""))

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import time
+import tracemalloc
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llicm.codec.bitstream import pack, unpack
 from llicm.codec.learned import make_codec
 from llicm.errors import BitstreamError, UserError
 from llicm.framework import load_part, save_part
@@ -20,7 +27,7 @@ def codec():
         codec.g_s[-2].weight.normal_(0, 0.01)
         codec.h_a[-1].weight.mul_(5)
     codec.finish()
-    return codec.eval()
+    return codec.to(memory_format=torch.channels_last).eval()
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +38,30 @@ def image():
 
 
 @pytest.mark.parametrize("level", [0, 1.5, 3])
-def test_decoding_equals_the_encoders_reconstruction(codec, image, level):
-    data, reconstruction = codec.encode(image, level)
+def test_decoding_gives_what_training_saw(codec, image, level):
+    """Real bytes end in the picture of the training pass, but for symbols that are too unlikely to be coded."""
+    x = torch.nn.functional.interpolate(image[None], size=(128, 192), mode="bicubic").clamp(0, 1)
+    data = codec.encode(x[0], level)
     decoded, decoded_level = codec.decode(data)
-    assert torch.equal(decoded, reconstruction)
-    assert decoded.shape == image.shape
-    assert decoded_level == level
+    with torch.no_grad():
+        seen = codec(x, torch.tensor([float(level)]))["x_hat"][0].clamp(0, 1)
+    assert decoded.shape == x.shape[1:] and decoded_level == level
+    assert (decoded - seen).abs().max() < 2e-3
+    assert codec.encode(x[0], level) == data
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (65, 129)])
-def test_any_size(codec, size):
-    x = torch.rand(3, *size, generator=torch.Generator().manual_seed(2))
-    data, reconstruction = codec.encode(x, 2)
-    decoded, _ = codec.decode(data)
-    assert torch.equal(decoded, reconstruction) and decoded.shape == x.shape
+def test_any_size(image, size):
+    fresh = make_codec("mean-scale", N=8, M=96, lambdas=LAMBDAS)
+    fresh.finish()
+    x = torch.nn.functional.interpolate(image[None], size=size, mode="area")[0]
+    decoded, _ = fresh.eval().decode(fresh.encode(x, 3))
+    assert decoded.shape == x.shape
+    assert (decoded - x).abs().mean() < (0.1 if min(size) == 3 else 0.03)  # in three rows it is all contrast
 
 
 def test_higher_levels_spend_more(codec, image):
-    sizes = [len(codec.encode(image, level)[0]) for level in (0, 0.5, 1, 2, 3)]
+    sizes = [len(codec.encode(image, level)) for level in (0, 0.5, 1, 2, 3)]
     assert sizes == sorted(sizes) and sizes[-1] > 1.3 * sizes[0]
 
 
@@ -64,7 +77,7 @@ def test_estimated_rate_bounds_the_real_one(codec):
     with torch.no_grad():
         out = codec(x[None], torch.tensor([3.0]))
     estimate = float(bits_per_pixel(out["likelihoods"], 256, 256))
-    real = 8 * len(codec.encode(x, 3)[0]) / 256**2
+    real = 8 * len(codec.encode(x, 3)) / 256**2
     assert 0.6 * estimate < real < 1.02 * estimate + 8 * 100 / 256**2
 
 
@@ -82,7 +95,7 @@ def test_untrained_codec_is_a_transform_codec(image):
     fresh = make_codec("mean-scale", N=8, M=96, lambdas=LAMBDAS)
     fresh.finish()
     fresh.eval()
-    errors = [(fresh.encode(image, level)[1] - image).square().mean() for level in (0, 1, 2, 3)]
+    errors = [(fresh.decode(fresh.encode(image, level))[0] - image).square().mean() for level in (0, 1, 2, 3)]
     psnr = [-10 * float(error.log10()) for error in errors]
     assert psnr == sorted(psnr) and psnr[-1] > 35
 
@@ -90,9 +103,9 @@ def test_untrained_codec_is_a_transform_codec(image):
 def test_weights_survive_a_file_and_bind_the_bitstream(codec, image, tmp_path):
     save_part(codec, tmp_path / "codec.safetensors")
     again = load_part("codec", tmp_path / "codec.safetensors")
-    data = codec.encode(image, 1)[0]
-    assert again.encode(image, 1)[0] == data
-    assert torch.equal(again.decode(data)[0], codec.decode(data)[0])
+    data = codec.encode(image, 1)
+    assert again.encode(image, 1) == data
+    assert torch.allclose(again.decode(data)[0], codec.decode(data)[0], atol=1e-5)
     with torch.no_grad():
         again.g_s[0].bias[0] += 1
     again.train().eval()
@@ -100,7 +113,7 @@ def test_weights_survive_a_file_and_bind_the_bitstream(codec, image, tmp_path):
         again.decode(data)
 
 
-def test_nan_is_refused_before_the_range_coder(codec):
+def test_nan_is_refused_before_the_entropy_coder(codec):
     x = torch.rand(3, 64, 64)
     x[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
@@ -124,3 +137,63 @@ def test_damaged_weight_file_is_named(tmp_path):
 def test_unknown_codec_is_named():
     with pytest.raises(UserError, match="nonesuch.*mean-scale"):
         make_codec("nonesuch")
+
+
+def test_a_codec_without_tables_says_so(image):
+    fresh = make_codec("mean-scale", N=8, M=12, lambdas=LAMBDAS).eval()
+    with pytest.raises(UserError, match="no tables yet"):
+        fresh.encode(image, 1)
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (16385, 1), (9000, 9000)])
+def test_impossible_sizes_are_refused_before_anything_is_computed(codec, size):
+    with pytest.raises(ValueError, match="pixels"):
+        codec.encode(torch.zeros(1).expand(3, *size), 1)
+
+
+def forged(data: bytes, **changes) -> bytes:
+    """The file with other values in its header or payload, and a checksum to match."""
+    stream = unpack(data)
+    return pack(dataclasses.replace(stream, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"height": 6}, {"width": 16384}, {"height": 4096, "width": 16384}, {"height": 64, "width": 300}, {"level": 1.25}],
+)
+def test_a_header_that_does_not_fit_its_payload_is_refused(codec, image, changes):
+    """Whoever can correct a checksum can lie about the size: the payload's own checks find it, before the memory for
+    such an image is asked for. (Sizes that round to the same number of blocks are another crop of the same.)"""
+    data = codec.encode(image, 2)
+    started = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match="damaged payload"):
+        codec.decode(forged(data, **changes))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.perf_counter() - started < 1 and peak < 100e6
+
+
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_payload_altered_under_a_valid_checksum_is_refused(codec, image, place, flip):
+    data = codec.encode(image, 1)
+    payload = bytearray(unpack(data).payload)
+    payload[int(place * len(payload))] ^= flip
+    with pytest.raises(BitstreamError, match="damaged payload"):
+        codec.decode(forged(data, payload=bytes(payload)))
+
+
+def test_levels_beyond_the_models_are_refused(codec, image):
+    with pytest.raises(BitstreamError, match="level 3.5 is beyond this model's 3"):
+        codec.decode(forged(codec.encode(image, 3), level=3.5))
+
+
+def test_unlikely_symbols_and_strong_contrast_survive(codec):
+    """Black and white blocks of one pixel: residuals far beyond the tables."""
+    x = torch.zeros(3, 64, 64)
+    x[:, ::2, ::2] = 1
+    x[0, :32] = 1
+    data = codec.encode(x, 3)
+    symbols, _ = codec.symbols(unpack(data))
+    assert symbols.abs().max() > 20
+    codec.decode(data)

@@ -216,7 +216,7 @@ def test_shrinkage_knows_time_and_degradation_and_is_kept(tmp_path):
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config["shrinkage"] is True
-    assert torch.equal(again.predict_x0(state, x, 30, None, told), out)
+    assert torch.allclose(again.predict_x0(state, x, 30, None, told), out, atol=2e-3)  # weights in half precision
 
 
 @torch.no_grad()
@@ -241,7 +241,7 @@ def test_configuration_builds_the_same_restorer(tmp_path, context):
     x, told = torch.rand(1, 3, 16, 16), embeddings(1)
     if context and "words" in context:
         told = Context(torch.eye(2)[:1])
-    assert torch.equal(model(x, torch.tensor([0.5]), told), again(x, torch.tensor([0.5]), told))
+    assert torch.allclose(model(x, torch.tensor([0.5]), told), again(x, torch.tensor([0.5]), told), atol=2e-3)
 
 
 # Training

@@ -1,81 +1,743 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `llicm`. What a user can do wrong ends in one sentence and exit code 1, not in a traceback.
+"""The command `llicm`. What a user can do wrong ends in one sentence and an exit code, not in a traceback.
+
+Results and data go to standard output, everything else to standard error. Exit codes: 0 all done; 1 something failed,
+as told in one sentence each; 2 wrong arguments; 130 interrupted.
 
 The parts are imported where they are needed: `llicm --help` should not wait for torch.
 """
 
-import argparse
+import contextlib
+import functools
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from llicm import __version__
 from llicm.errors import UserError
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from llicm.framework import LLICM
+    from llicm.photos import Job
+
+__all__ = ["TASKS", "main"]
+
+# The words of `llicm.degradations.DEGRADATIONS`, in their order, which cannot be asked without loading torch.
+TASKS = (
+    "motion-blurry", "hazy", "jpeg-compressed", "low-light", "noisy", "raindrop", "rainy", "shadowed", "snowy",
+    "uncompleted",
+)  # fmt: skip
+DEFAULT_LEVEL = 2
+CLOSE = 0.98  # of the wanted size: what is below is worth a note
 
 
-def _vlm_convert(arguments: argparse.Namespace) -> None:
+# --- types of arguments ---
+
+
+class _Task(click.ParamType):
+    """Degradations in words, in the order in which the vision-language model knows them: "low-light, noisy"."""
+
+    name = "words"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        words = {word.strip().lower() for word in value.split(",")}
+        unknown = sorted(words - set(TASKS))
+        if unknown:
+            self.fail(f"unknown degradation {unknown[0]!r}; known are {', '.join(TASKS)}.", param, ctx)
+        return ", ".join(sorted(words, key=TASKS.index))
+
+
+class _List(click.ParamType):
+    """Values separated by commas, each of them once: a tuple."""
+
+    def __init__(self, name: str, kind: type):
+        self.name, self.kind = name, kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+        try:
+            values = tuple(self.kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of {self.name} separated by commas.", param, ctx)
+        if len(set(values)) != len(values) or "" in values:
+            self.fail(f"{value!r} names something twice, or nothing between two commas.", param, ctx)
+        return values
+
+
+_PATH = click.Path(path_type=Path)
+_inputs = click.argument("inputs", metavar="IN...", nargs=-1, required=True)
+_output = click.option(
+    "-o", "--output", metavar="OUT", help="File to write, or folder if there are several; - for standard output."
+)
+_force = click.option("--force", is_flag=True, help="Replace files that exist.")
+_model = click.option(
+    "--model", type=_PATH, envvar="LLICM_MODEL", show_envvar=True,
+    help="Weights to use, one .safetensors file; default: those of the repository.",
+)  # fmt: skip
+_format = click.option(
+    "--format", "wanted", type=click.Choice(["png", "jpg", "webp", "tif"]),
+    help="Kind of image to write where OUT does not tell; default: png. PNG, WebP and TIFF keep the result exactly, "
+    "JPEG has quality 95.",
+)  # fmt: skip
+_task = click.option(
+    "--task", type=_Task(),
+    help="Name what is wrong with the photo instead of having it detected: one, or two joined by a comma, of "
+    + ", ".join(TASKS) + ".",
+)  # fmt: skip
+
+
+# --- output and the loop over files ---
+
+
+class _Gone(UserError):
+    """Standard output takes no more."""
+
+
+def _out(data: str | bytes) -> None:
+    """Write to standard output, at once.
+
+    Raises:
+        _Gone: its reader went away, or the disk is full.
+    """
+    try:
+        if isinstance(data, bytes):
+            sys.stdout.buffer.write(data)
+        else:
+            click.echo(data)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail a second time, with a traceback, when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Gone(f"standard output: {error.strerror or error}; not everything was written.") from None
+
+
+def _clear() -> None:
+    """Make room for a line where there may be a progress bar, which then moves down."""
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _error(message: str) -> None:
+    _clear()
+    click.echo(f"error: {message}".replace("\n", " "), err=True)
+
+
+def _note(message: str) -> None:
+    _clear()
+    click.echo(f"note: {message}", err=True)
+
+
+def _each(items: Sequence, work: Callable[[Any], Any], names: Callable[[Any], list[str]], failed: list) -> Iterator:
+    """(item, work(item)) for each item; those that fail are reported and put into `failed`, and the others go on.
+
+    With several items and a terminal there is a progress bar.
+
+    Args:
+        names: the item's names; a report that has none of them gets the first.
+    """
+    bar = None
+    if len(items) > 1 and sys.stderr.isatty():
+        bar = click.progressbar(length=len(items), file=sys.stderr, show_pos=True)
+    with bar or contextlib.nullcontext():
+        for item in items:
+            try:
+                result, message = work(item), None
+            except UserError as error:
+                message = str(error)
+            except (MemoryError, RuntimeError) as error:  # torch has no class of its own for the CPU's memory
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                message = "not enough memory for an image of this size; make it smaller."
+            if message is None:
+                _clear()
+                yield item, result
+            else:
+                failed.append(item)
+                named = names(item)
+                _error(message if any(name in message for name in named) else f"{named[0]}: {message}")
+            if bar:
+                bar.update(1)
+
+
+def _convert(jobs: Sequence["Job"], force: bool, prepare: Callable[[], Callable[["Job"], tuple[bytes, str]]]) -> None:
+    """Make each job's file, and a line about it on standard output, or on standard error if the file goes there.
+
+    Args:
+        prepare: called once, if there is anything to do, for the function that gives the bytes and the line of a job.
+
+    Raises:
+        click.exceptions.Exit: with 1, if any failed.
+    """
+    from llicm.photos import check_target, write_file
+
+    failed: list[Job] = []
+    todo = []
+    for job in jobs:
+        try:
+            check_target(job, force)
+            todo.append(job)
+        except UserError as error:
+            failed.append(job)
+            _error(str(error))
+    if todo:
+        work = prepare()
+
+        def whole(job: "Job") -> tuple[bytes, str]:
+            data, line = work(job)
+            if job.target is not None:
+                write_file(job.target, data)
+            return data, line
+
+        for job, (data, line) in _each(todo, whole, lambda job: [job.name, str(job.target)], failed):
+            if job.target is None:
+                _out(data)
+                click.echo(line, err=True)
+            else:
+                _out(f"{job.name} -> {job.target}  {line}")
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _size(image: Any) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"
+
+
+def _rate(size: int, pixels: int, level: float) -> str:
+    return f"{size} bytes  {8 * size / pixels:.3f} bpp  level {level:.4g}"
+
+
+# --- commands ---
+
+
+class _InOrder(click.Group):
+    """Lists its commands as they are defined, which is the order in which a newcomer meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="llicm %(version)s")
+def _llicm() -> None:
+    """Compress photos that are noisy, hazy, dark or rainy, and enhance them when they are decompressed.
+
+    \b
+    Examples:
+      llicm compress photo.jpg             writes photo.llicm
+      llicm decompress photo.llicm         writes photo.png, enhanced
+      llicm decompress photo.llicm --as-captured -o same.png
+      llicm COMMAND --help                 options and more examples
+
+    Photos are PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF files. Their orientation and colour profile are
+    applied, transparent parts become white. `-` in place of a file is standard input or output.
+    """
+
+
+@_llicm.command()
+@_inputs
+@_output
+@click.option(
+    "--level", type=click.FloatRange(0), metavar="LEVEL",
+    help=f"Quality, from 0 (smallest files) to 4 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
+)  # fmt: skip
+@click.option(
+    "--bpp", type=click.FloatRange(0, min_open=True), metavar="BPP",
+    help="Take as much quality as fits into so many bits per pixel, e.g. 0.25.",
+)  # fmt: skip
+@click.option(
+    "--bytes", "size", type=click.IntRange(1), metavar="BYTES",
+    help="Take as much quality as fits into so many bytes a file, e.g. 20000.",
+)  # fmt: skip
+@_model
+@_force
+def compress(
+    inputs: tuple[str, ...], output: str | None, level: float | None, bpp: float | None, size: int | None,
+    model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Compress photos to .llicm files.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.llicm beside it.
+
+    \b
+    Examples:
+      llicm compress photo.jpg
+      llicm compress photos/ -o small/ --bpp 0.25
+      llicm compress photo.png -o photo.llicm --bytes 20000
+      cat photo.jpg | llicm compress - --level 3.5 > photo.llicm
+    """
+    if sum(value is not None for value in (level, bpp, size)) > 1:
+        raise click.UsageError("--level, --bpp and --bytes exclude each other: give one of them.")
+    from llicm.photos import FORMATS, plan, read_photo
+
+    jobs = plan(inputs, output, ".llicm")
+    for job in jobs:
+        if job.target and job.target.suffix.lower() in FORMATS:
+            raise UserError(f"{job.target}: a compressed file is no {job.target.suffix[1:]}; name it .llicm.")
+
+    def prepare() -> Callable[["Job"], tuple[bytes, str]]:
+        system = _load(model, "codec")
+        top = _check_levels(system, () if level is None else (level,))
+        from llicm.codec.bitstream import unpack
+        from llicm.codec.rate import compress_to
+
+        def work(job: "Job") -> tuple[bytes, str]:
+            x = read_photo(job.source)
+            pixels = x.shape[1] * x.shape[2]
+            encode = functools.partial(_encode, system, x)
+            if bpp is None and size is None:
+                data = encode(min(DEFAULT_LEVEL, top) if level is None else level)
+            else:
+                most = size if bpp is None else bpp * pixels / 8
+                data, reached = compress_to(encode, most, 0, top)
+                if len(data) < CLOSE * most:
+                    why = "the highest level needs no more" if reached >= top else "no level comes closer"
+                    _note(f"{job.name}: {len(data)} bytes, less than the {int(most)} allowed: {why}.")
+            return data, f"{_size(x)}  {_rate(len(data), pixels, unpack(data).level)}"
+
+        return work
+
+    _convert(jobs, force, prepare)
+
+
+@_llicm.command()
+@_inputs
+@_output
+@click.option("--as-captured", is_flag=True, help="The photo as it was compressed, without enhancing it.")
+@_task
+@_format
+@_model
+@_force
+def decompress(
+    inputs: tuple[str, ...], output: str | None, as_captured: bool, task: str | None, wanted: str | None,
+    model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Decompress .llicm files to enhanced photos.
+
+    IN is a .llicm file, a folder of them, or - for standard input. By default photo.llicm becomes photo.png beside it.
+    What is wrong with the photo is detected, unless --task names it.
+
+    \b
+    Examples:
+      llicm decompress photo.llicm
+      llicm decompress photo.llicm -o photo.jpg --task "low-light, noisy"
+      llicm decompress small/ -o photos/ --as-captured
+      cat photo.llicm | llicm decompress - > photo.png
+    """
+    if as_captured and task:
+        raise click.UsageError("--task tells how to enhance, --as-captured not to: give one of them.")
+    from llicm.photos import encode_photo, format_of, plan, read_bytes
+
+    jobs = plan(inputs, output, f".{wanted or 'png'}", streams=True)
+    formats = {job: format_of(job.target, wanted) for job in jobs}
+
+    def prepare() -> Callable[["Job"], tuple[bytes, str]]:
+        system = _load(model, "codec", *([] if as_captured else ["restorer"]), *(["guide"] if task else []))
+
+        def work(job: "Job") -> tuple[bytes, str]:
+            data = read_bytes(job.source)
+            image = system.codec.decode(data)[0] if as_captured else system.decompress(data, task)[1]
+            return encode_photo(image, formats[job]), _size(image)
+
+        return work
+
+    _convert(jobs, force, prepare)
+
+
+@_llicm.command()
+@_inputs
+@_output
+@_task
+@_format
+@_model
+@_force
+def restore(
+    inputs: tuple[str, ...], output: str | None, task: str | None, wanted: str | None, model: Path | None, force: bool
+) -> None:
+    """Enhance photos without compressing them.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.restored.png beside
+    it. What is wrong with the photo is detected, unless --task names it.
+
+    \b
+    Examples:
+      llicm restore photo.jpg
+      llicm restore photo.jpg -o better.png --task rainy
+      llicm restore photos/ -o better/ --format webp
+    """
+    from llicm.photos import encode_photo, format_of, plan, read_photo
+
+    jobs = plan(inputs, output, f".{wanted or 'png'}", ".restored")
+    formats = {job: format_of(job.target, wanted) for job in jobs}
+
+    def prepare() -> Callable[["Job"], tuple[bytes, str]]:
+        system = _load(model, "restorer", *(["guide"] if task else []))
+        import torch
+
+        @torch.no_grad()
+        def work(job: "Job") -> tuple[bytes, str]:
+            x = read_photo(job.source)
+            image = system.enhance(x[None], None, [task])[0].clamp(0, 1)
+            return encode_photo(image, formats[job]), _size(image)
+
+        return work
+
+    _convert(jobs, force, prepare)
+
+
+@_llicm.command()
+@_inputs
+@_output
+@click.option(
+    "--task", type=_Task(), required=True, help="What to do to the photo, one or several of: " + ", ".join(TASKS) + "."
+)
+@click.option("--severity", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 mild, 1 severe.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True,
+    help="With the photo's name it decides where drops and noise fall: equal seeds give equal pictures.",
+)  # fmt: skip
+@_format
+@_force
+def degrade(
+    inputs: tuple[str, ...], output: str | None, task: str, severity: float, seed: int, wanted: str | None, force: bool
+) -> None:
+    """Make degraded copies of good photos, to try the other commands with.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.noisy.png beside it.
+
+    \b
+    Examples:
+      llicm degrade photo.jpg --task noisy
+      llicm degrade photo.jpg -o night.png --task "low-light, noisy" --severity 0.8
+      llicm degrade photos/ -o rain/ --task rainy --seed 7
+    """
+    from llicm.photos import encode_photo, format_of, plan, read_photo
+
+    words = task.split(", ")
+    jobs = plan(inputs, output, f".{wanted or 'png'}", f".{'+'.join(words)}")
+    formats = {job: format_of(job.target, wanted) for job in jobs}
+
+    def prepare() -> Callable[["Job"], tuple[bytes, str]]:
+        from torch import Generator
+
+        # The study makes its test pairs with this: equal seeds, equal pictures.
+        from llicm.data.pairs import _stable_seed
+        from llicm.degradations import IN_ORDER
+        from llicm.degradations import degrade as apply
+
+        def work(job: "Job") -> tuple[bytes, str]:
+            x = read_photo(job.source)[None]
+            generator = Generator().manual_seed(_stable_seed(seed, task, job.source.stem if job.source else ""))
+            for word in IN_ORDER:
+                if word in words:
+                    x = apply(word, x, severity, generator)
+            return encode_photo(x[0], formats[job]), f"{_size(x[0])}  {task}  severity {severity:g}"
+
+        return work
+
+    _convert(jobs, force, prepare)
+
+
+@_llicm.command()
+@click.argument("inputs", metavar="FILE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object a file.")
+def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
+    """Tell what .llicm files say of themselves.
+
+    FILE is a .llicm file, a folder of them, or - for standard input. Files are checked for damage, but not decoded.
+
+    \b
+    Examples:
+      llicm inspect photo.llicm
+      llicm inspect small/ --json
+    """
+    from llicm.codec.bitstream import VERSION, unpack
+    from llicm.photos import expand, name_of, read_bytes
+
+    def work(source: Path | None) -> dict[str, Any]:
+        data = read_bytes(source)
+        stream = unpack(data)
+        return {
+            "file": name_of(source),
+            "version": VERSION,  # the only one that `unpack` lets pass
+            "model": stream.model.hex(),
+            "width": stream.width,
+            "height": stream.height,
+            "level": stream.level,
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (stream.width * stream.height),
+            "payload": len(stream.payload),
+        }
+
+    failed: list[Path | None] = []
+    found = []
+    for _, facts in _each(expand(inputs, streams=True), work, lambda source: [name_of(source)], failed):
+        found.append(facts)
+        if not as_json:
+            _out(
+                f"{facts['file']}\n"
+                f"  size     {facts['width']}x{facts['height']} pixels\n"
+                f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'], facts['level'])}\n"
+                f"  payload  {facts['payload']} bytes\n"
+                f"  model    {facts['model']}\n"
+                f"  version  {facts['version']}"
+            )
+    if as_json:
+        _out(json.dumps(found, indent=2))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+@_llicm.command()
+@click.argument("inputs", metavar="PATHS...", nargs=-1, required=True)
+@click.option(
+    "--reference", type=_PATH, metavar="FOLDER",
+    help="Folder of ideal photos, with the names of those that are measured.",
+)  # fmt: skip
+@click.option("--levels", type=_List("numbers", float), metavar="L,L,...", help="Levels; default: 0,1,2,3,4.")
+@click.option(
+    "--metrics", type=_List("names", str), metavar="NAME,...", default="psnr,ms_ssim", show_default=True,
+    help="Metrics: ssim, ms_ssim, and those of pyiqa.",
+)  # fmt: skip
+@_task
+@click.option("-o", "--output", metavar="CSV", help="File for the records; default, and -: standard output.")
+@_model
+@_force
+def evaluate(
+    inputs: tuple[str, ...], reference: Path | None, levels: tuple[float, ...] | None, metrics: tuple[str, ...],
+    task: str | None, output: str | None, model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Measure rate and quality on own photos.
+
+    PATHS are images and folders of images. Each is compressed at every level, decompressed, and measured as captured
+    (method llicm-as-captured) and enhanced (llicm). The records are a CSV table with a row for each value, as the study
+    writes them; with -o, their means are printed.
+
+    Without --reference there is no ideal photo: metrics that need one compare what was decompressed, as captured,
+    with the photo itself; those that need none are of all pictures. With --reference, everything is compared with the
+    ideal photos, also the photos themselves (method captured).
+
+    \b
+    Examples:
+      llicm evaluate photos/ -o records.csv
+      llicm evaluate noisy/ --reference clean/ --metrics psnr,ssim -o records.csv
+      llicm evaluate photo.jpg --levels 1,2.5
+    """
+    from llicm.photos import Job, check_target, expand, read_photo, references
+
+    paths = expand(inputs)
+    if None in paths:
+        raise UserError("-: evaluate reads files and folders only; give a path.")
+    names = [path.name for path in paths]
+    for path in paths:
+        if names.count(path.name) > 1:
+            raise UserError(f"{path}: another image of this name is measured too; rename one, or evaluate them apart.")
+    target = None if output in (None, "-") else Path(output)
+    if target is not None:
+        if target.is_dir():
+            raise UserError(f"{target}: a folder; name a file, e.g. {target / 'records.csv'}.")
+        check_target(Job(None, target), force)
+    ideals = references(paths, reference) if reference is not None else {}
+    from llicm.benchmark.metrics import make_metrics
+    from llicm.images import quantize8
+
+    measures = make_metrics(list(metrics))
+    system = _load(model, "codec", "restorer", *(["guide"] if task else []))
+    top = _check_levels(system, levels or ())
+
+    def work(path: Path) -> list[dict[str, Any]]:
+        x = read_photo(path)
+        pixels = x.shape[1] * x.shape[2]
+        ideal = read_photo(ideals[path]) if ideals else None
+        if ideal is not None and ideal.shape != x.shape:
+            raise UserError(f"{path}: {_size(x)} pixels, but its reference {ideals[path]} has {_size(ideal)}.")
+        rows = []
+
+        def measure(method: str, order: str, image: Any, against: Any, level: float | str, size: int | None) -> None:
+            for metric in measures:
+                if metric.needs_reference and against is None:
+                    continue
+                value = metric(quantize8(image)[None], None if against is None else quantize8(against)[None])
+                rows.append({
+                    "method": method, "family": "llicm" if size else "raw", "order": order, "task": task or "own",
+                    "image": path.name, "level": level, "bytes": size or float("nan"),
+                    "bpp": 8 * size / pixels if size else float("nan"), "metric": metric.name,
+                    "value": float(value[0]),
+                })  # fmt: skip
+
+        measure("captured", "alone", x, ideal, "none", None)
+        for level in levels or range(int(top) + 1):
+            data = _encode(system, x, level)
+            decoded, enhanced = system.decompress(data, task)
+            measure("llicm-as-captured", "alone", decoded, x if ideal is None else ideal, level, len(data))
+            measure("llicm", "after", enhanced, ideal, level, len(data))
+        return rows
+
+    failed: list[Path] = []
+    rows = []
+    for path, found in _each(paths, work, lambda path: [str(path)], failed):
+        click.echo(f"{path}: measured", err=True)
+        rows += found
+    if rows:
+        _write_records(rows, target)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _write_records(rows: list[dict[str, Any]], target: Path | None) -> None:
+    """Records as CSV to a file, with their means on standard output, or to standard output."""
+    from tempfile import TemporaryDirectory
+
+    from llicm.benchmark.records import read_records, write_records
+
+    try:
+        if target is None:
+            with TemporaryDirectory() as folder:
+                write_records(rows, Path(folder) / "records.csv")
+                text = (Path(folder) / "records.csv").read_bytes()
+            _out(text)
+            return
+        write_records(rows, target)
+    except OSError as error:
+        name = "standard output" if target is None else target
+        raise UserError(f"{name}: the records cannot be written ({error.strerror or error}).") from None
+    records = read_records(target)
+    means = records.groupby(["method", "level", "metric"], sort=False)[["bpp", "value"]].mean().unstack("metric")
+    columns = list(means["value"].columns)
+    _out(f"{'method':<18}{'level':>6}{'bpp':>8}" + "".join(f"{name:>12}" for name in columns))
+    for (method, level), row in means.iterrows():
+        bpp = row["bpp"].dropna()
+        _out(
+            f"{method:<18}{level:>6}{f'{bpp.iloc[0]:.3f}' if len(bpp) else '':>8}"
+            + "".join(f"{'' if value != value else f'{value:.4f}':>12}" for value in row["value"])
+        )
+
+
+def _load(model: Path | None, *parts: str) -> "LLICM":
+    """The model of this file (None: the repository's), which must hold these parts.
+
+    Raises:
+        UserError: it lacks one, or see `llicm.model.load_model`.
+    """
+    from llicm.model import load_model
+
+    system = load_model(model)
+    for part in parts:
+        if getattr(system, part) is None:
+            raise UserError(f"{model or 'the default model'}: has no {part}, which this needs; name another --model.")
+    return system
+
+
+def _check_levels(system: "LLICM", levels: Iterable[float]) -> float:
+    """The highest level of the model.
+
+    Raises:
+        UserError: a level is beyond it, or below 0.
+    """
+    top = float(system.codec.levels - 1)
+    for level in levels:
+        if not 0 <= level <= top:
+            raise UserError(f"level {level:g}: this model has levels 0 to {top:g}.")
+    return top
+
+
+def _encode(system: "LLICM", x: Any, level: float) -> bytes:
+    """See `LLICM.compress`; what it cannot code is a UserError."""
+    try:
+        return system.compress(x, level)
+    except ValueError as error:
+        raise UserError(f"cannot be compressed: {error}.") from None
+
+
+@_llicm.group(cls=_InOrder)
+def vlm() -> None:
+    """The vision-language model: convert released weights.
+
+    \b
+    Example:
+      llicm vlm convert daclip_ViT-B-32.pt daclip.safetensors
+    """
+
+
+@vlm.command("convert")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT.safetensors")
+@click.option(
+    "--model", default="ViT-B-32", show_default=True,
+    help="What IN holds: a model of open_clip, or a JSON file with its configuration.",
+)  # fmt: skip
+def vlm_convert(source: str, target: str, model: str) -> None:
+    """Convert a released DA-CLIP checkpoint to safetensors.
+
+    Only the weights are taken, checked name by name, with the model's configuration. IN is a .pt, .pth, .bin or
+    .safetensors file.
+
+    \b
+    Example:
+      llicm vlm convert daclip_ViT-B-32.pt daclip.safetensors
+    """
     from llicm.vlm.checkpoint import convert
 
-    convert(arguments.source, arguments.target, arguments.model)
+    convert(source, target, model)
 
 
-def _restorer_convert(arguments: argparse.Namespace) -> None:
+@_llicm.group(cls=_InOrder)
+def restorer() -> None:
+    """The restorers: convert released weights.
+
+    \b
+    Example:
+      llicm restorer convert universal-ir.pth restorer.safetensors
+    """
+
+
+@restorer.command("convert")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT.safetensors")
+@click.option(
+    "--steps", type=int, default=100, show_default=True, help="Calls of the network for an image, 1 to 100."
+)  # fmt: skip
+def restorer_convert(source: str, target: str, steps: int) -> None:
+    """Convert the released weights of the universal diffusion restorer to safetensors.
+
+    Only the weights are taken, checked name by name, with their configuration. IN is a .pth, .pt or .safetensors file.
+
+    \b
+    Example:
+      llicm restorer convert universal-ir.pth restorer.safetensors --steps 50
+    """
     from llicm.restore.released import convert_universal_ir
 
-    convert_universal_ir(arguments.source, arguments.target, steps=arguments.steps)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llicm", description="Image compression for low-level machine vision.")
-    parser.add_argument("--version", action="version", version=f"llicm {__version__}")
-    rooms = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    vlm = rooms.add_parser("vlm", help="the vision-language model").add_subparsers(required=True, metavar="COMMAND")
-    convert = vlm.add_parser(
-        "convert",
-        help="a released DA-CLIP checkpoint to safetensors",
-        description="Convert a released DA-CLIP checkpoint, such as daclip_ViT-B-32.pt, to safetensors: only the "
-        "weights, checked name by name, with the model's configuration.",
-    )
-    convert.add_argument("source", metavar="IN", help="the checkpoint (.pt, .pth, .bin or .safetensors)")
-    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument(
-        "--model",
-        default="ViT-B-32",
-        help="what IN holds: a model of open_clip, or a JSON file with its configuration (default: %(default)s)",
-    )
-    convert.set_defaults(run=_vlm_convert)
-
-    restorer = rooms.add_parser("restorer", help="the restorers").add_subparsers(required=True, metavar="COMMAND")
-    convert = restorer.add_parser(
-        "convert",
-        help="released weights of the diffusion restorer to safetensors",
-        description="Convert the released weights of the universal diffusion restorer, universal-ir.pth, to a restorer "
-        "of this project: only the weights, checked name by name, with their configuration.",
-    )
-    convert.add_argument("source", metavar="IN", help="the released file (.pth, .pt or .safetensors)")
-    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument(
-        "--steps", type=int, default=100, help="calls of the network for an image, 1 to 100 (default: %(default)s)"
-    )
-    convert.set_defaults(run=_restorer_convert)
-    return parser
+    convert_universal_ir(source, target, steps=steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (of the process if None); returns the exit code.
+    """Run the command with these arguments (of the process if None).
 
-    Raises:
-        SystemExit: with 2 for arguments that argparse refuses, with 0 after `--help` and `--version`.
+    Returns:
+        The exit code: 0, 1 after an error that was told, 2 for wrong arguments, 130 after an interruption.
     """
-    parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        # Commands return nothing; what comes back is the code of `--help`, `--version` and click's Exit.
+        return _llicm.main(args=arguments, prog_name="llicm", standalone_mode=False) or 0
+    except click.Abort:
+        _error("interrupted; files that were being written are not there.")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _error(str(error))
         return 1
-    return 0
+    except OSError as error:
+        _error(f"{error.filename or 'a file'}: {error.strerror or error}.")
+        return 1
+    except SystemExit as stop:  # how click ends when the reader of `--help` goes away
+        return stop.code if isinstance(stop.code, int) else 1
 
 
 if __name__ == "__main__":

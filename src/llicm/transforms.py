@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy.fft import dct
 from torch import Tensor
 
-__all__ = ["OPPONENT", "BlockDCT", "LappedDCT", "cosines"]
+__all__ = ["OPPONENT", "BlockDCT", "LappedDCT", "cosines", "squash"]
 
 # Grey, red against blue, green against both: an orthonormal stand-in for YCbCr, so that errors keep their size.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -27,6 +27,14 @@ OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6
 def cosines(side: int) -> np.ndarray:
     """The orthonormal DCT-II of `side` samples, (frequency, sample) float64."""
     return dct(np.eye(side), axis=0, norm="ortho")
+
+
+def squash(x: Tensor) -> Tensor:
+    """Coefficients of any shape and size to a range that suits a network: x near 0, the root of |x| far from it.
+
+    (A logarithm serves as well; it takes ten times as long on a CPU.)
+    """
+    return x * (1 + x.abs()).rsqrt()
 
 
 class BlockDCT(nn.Module):
@@ -65,7 +73,9 @@ class BlockDCT(nn.Module):
     def inverse(self, coefficients: Tensor) -> Tensor:
         """Coefficients (N, channels, h, w) to the image (N, 3, 16 h, 16 w) that has them and no others."""
         with torch.autocast(coefficients.device.type, enabled=False):
-            return F.conv_transpose2d(coefficients.float(), self.kernels, stride=self.STRIDE)
+            # the same as a transposed convolution, in a third of the time
+            blocks = F.conv2d(coefficients.float(), self.kernels.flatten(1).T[..., None, None])
+            return F.pixel_shuffle(blocks, self.STRIDE)
 
 
 class LappedDCT(nn.Module):
@@ -81,6 +91,10 @@ class LappedDCT(nn.Module):
         basis = cosines(self.SIDE) * window
         kernels = np.einsum("kc,ui,vj->kuvcij", OPPONENT, basis, basis).reshape(-1, 3, self.SIDE, self.SIDE)
         self.register_buffer("kernels", torch.tensor(kernels, dtype=torch.float32), persistent=False)
+        # Each 4x4 cell lies in four windows. To gather from those is to overlap and add, in half the time.
+        halves = kernels.reshape(-1, 3, 2, self.STRIDE, 2, self.STRIDE)[:, :, ::-1, :, ::-1]
+        gather = halves.transpose(1, 3, 5, 0, 2, 4).reshape(-1, self.CHANNELS, 2, 2).copy()
+        self.register_buffer("gather", torch.tensor(gather, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (N, 3, H, W), sides multiples of 4 and at least 8, to (N, 192, H/4 + 1, W/4 + 1), in float32.
@@ -92,6 +106,5 @@ class LappedDCT(nn.Module):
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """Coefficients (N, 192, h, w) to the image (N, 3, 4 (h - 1), 4 (w - 1))."""
-        p = self.STRIDE
         with torch.autocast(coefficients.device.type, enabled=False):
-            return F.conv_transpose2d(coefficients.float(), self.kernels, stride=p)[..., p:-p, p:-p]
+            return F.pixel_shuffle(F.conv2d(coefficients.float(), self.gather), self.STRIDE)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `.llicm` container: a fixed header, two entropy-coded strings, and a checksum over everything.
+"""The `.llicm` container: a fixed header, one entropy-coded payload, and a checksum over both.
 
-Everything a decoder allocates or feeds to the range coder is validated here first, because the range
-coder itself neither notices truncated input nor bounds its reads.
+`docs/bitstream.md` specifies it byte by byte. Everything that a decoder allocates is bounded here first; what a
+checksum cannot tell (a file altered by somebody who corrected the checksum too) the entropy decoder finds out: see
+`llicm.codec.entropy`.
 """
 
 import struct
@@ -10,50 +11,56 @@ import zlib
 from dataclasses import dataclass
 
 from llicm.errors import BitstreamError
+from llicm.limits import check_size
 
-__all__ = ["Bitstream", "MAX_SIDE", "OVERHEAD_BYTES", "pack", "unpack"]
+__all__ = ["Bitstream", "OVERHEAD_BYTES", "VERSION", "pack", "quantize_level", "unpack"]
 
 MAGIC = b"LLIC"
-VERSION = 1
-MAX_SIDE = 1 << 14
-_HEADER = struct.Struct(">4sBB4sHHHII")  # magic, version, flags, model, width, height, level, |z|, |y|
+VERSION = 2
+_HEADER = struct.Struct(">4sBB4sHHHI")  # magic, version, flags, model, width, height, level, length of the payload
 _CHECKSUM = struct.Struct(">I")
-_LEVEL_UNIT = 4096  # fixed-point steps per level
+LEVEL_UNIT = 4096  # fixed-point steps per level
 OVERHEAD_BYTES = _HEADER.size + _CHECKSUM.size
 
 
 @dataclass(frozen=True)
 class Bitstream:
-    """One compressed image: `height` and `width` in pixels, continuous `level`, hyper string `z`, latent `y`."""
+    """One compressed image.
+
+    Attributes:
+        model: id of the weights that wrote it, of which a file keeps 4 bytes.
+        height, width: in pixels, before padding.
+        level: continuous, a multiple of 1/4096.
+        payload: the entropy-coded symbols.
+    """
 
     model: bytes
     height: int
     width: int
     level: float
-    z: bytes
-    y: bytes
+    payload: bytes
 
 
 def quantize_level(level: float) -> float:
     """The level that the header can carry nearest to `level`: encoder and decoder must use the same one."""
-    return round(level * _LEVEL_UNIT) / _LEVEL_UNIT
+    return round(level * LEVEL_UNIT) / LEVEL_UNIT
 
 
 def pack(stream: Bitstream) -> bytes:
     """Bytes of the whole file.
 
     Raises:
-        ValueError: a side is not in 1..MAX_SIDE, or the level is not in 0..15.99.
+        ValueError: the size is out of bounds (see `check_size`), or the level is not in 0..15.99.
     """
-    if not (1 <= stream.height <= MAX_SIDE and 1 <= stream.width <= MAX_SIDE):
-        raise ValueError(f"image of {stream.width}x{stream.height}: sides must be 1 to {MAX_SIDE} pixels")
-    level = round(stream.level * _LEVEL_UNIT)
+    reason = check_size(stream.width, stream.height)
+    if reason:
+        raise ValueError(f"image of {reason}")
+    level = round(stream.level * LEVEL_UNIT)
     if not 0 <= level < 1 << 16:
         raise ValueError(f"level {stream.level} is outside 0 to 15.99")
-    head = _HEADER.pack(
-        MAGIC, VERSION, 0, stream.model[:4], stream.width, stream.height, level, len(stream.z), len(stream.y)
-    )
-    body = head + stream.z + stream.y
+    size = len(stream.payload)
+    head = _HEADER.pack(MAGIC, VERSION, 0, stream.model[:4], stream.width, stream.height, level, size)
+    body = head + stream.payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -66,23 +73,24 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
     """
     if len(data) < OVERHEAD_BYTES:
         raise BitstreamError(f"not a .llicm file: {len(data)} bytes, a header alone has {OVERHEAD_BYTES}")
-    magic, version, flags, written_by, width, height, level, nz, ny = _HEADER.unpack_from(data)
+    magic, version, flags, written_by, width, height, level, size = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise BitstreamError(f"not a .llicm file: it begins with {magic!r}, not {MAGIC!r}")
-    if version != VERSION or flags:
-        raise BitstreamError(f"a .llicm file of version {version} (flags {flags}); this decoder reads {VERSION}")
-    if len(data) != OVERHEAD_BYTES + nz + ny:
+    if version != VERSION:
+        raise BitstreamError(f"a .llicm file of version {version}, but this decoder reads version {VERSION}")
+    if flags:
+        raise BitstreamError(f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows none")
+    if len(data) != OVERHEAD_BYTES + size:
         raise BitstreamError(
-            f"truncated or extended .llicm file: {len(data)} bytes, its header says {OVERHEAD_BYTES + nz + ny}"
+            f"truncated or extended .llicm file: {len(data)} bytes, its header says {OVERHEAD_BYTES + size}"
         )
-    if zlib.crc32(data[: -_CHECKSUM.size]) != _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]:
+    if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]:
         raise BitstreamError("altered .llicm file: its checksum does not match its content")
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise BitstreamError(f"a .llicm file that declares {width}x{height} pixels; the limit is {MAX_SIDE} a side")
+    reason = check_size(width, height)
+    if reason:
+        raise BitstreamError(f"a .llicm file that declares {reason}")
     if model is not None and written_by != model[:4]:
         raise BitstreamError(
             f"written by model {written_by.hex()}, but the loaded model is {model[:4].hex()}: load the matching weights"
         )
-    z = data[_HEADER.size : _HEADER.size + nz]
-    y = data[_HEADER.size + nz : _HEADER.size + nz + ny]
-    return Bitstream(written_by, height, width, level / _LEVEL_UNIT, z, y)
+    return Bitstream(written_by, height, width, level / LEVEL_UNIT, bytes(data[_HEADER.size : -_CHECKSUM.size]))

@@ -13,6 +13,10 @@ The transforms are a fixed block DCT and networks that correct it, without effec
 its coefficients and how fine they will be quantised, and attenuates each (in joint training: those that only describe
 noise) or adds to it; g_s adds to the decoded picture.
 
+Which table codes which symbol of ŷ depends on h_s alone, and h_s computes with integers (`llicm.codec.integer`): the
+same on every machine. g_a, h_a and g_s are ordinary float networks; the encoder sends what they decide, and a decoder
+on other hardware gets the same ŷ and, but for the last bits of a float, the same x̂.
+
 Sources: Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors", NeurIPS 2018 (the model without
 its context part); Cui et al., "Asymmetric gained deep image compression", CVPR 2021 (gain units, geometric
 interpolation between levels).
@@ -21,24 +25,36 @@ interpolation between levels).
 import hashlib
 import math
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models import CompressionModel
-from compressai.models.utils import conv, deconv
+from compressai.models.utils import conv
 from compressai.ops import quantize_ste
+from scipy.special import ndtr
 from torch import Tensor
 
-from llicm.codec.bitstream import MAX_SIDE, Bitstream, pack, quantize_level, unpack
+from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, pack, quantize_level, unpack
+from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
+from llicm.codec.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.errors import BitstreamError, UserError
-from llicm.transforms import BlockDCT
+from llicm.limits import check_size
+from llicm.transforms import BlockDCT, squash
 
 __all__ = ["CODECS", "GainedHyperprior", "make_codec", "register_codec"]
 
 CODECS: dict[str, type[nn.Module]] = {}
 STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
-SYMBOL_LIMIT = 1 << 20  # the range coder does not return from symbols beyond about 2^27
+HYPER_LIMIT = 127  # of the hyper-latent's symbols: h_s takes 8-bit integers
+
+# Scales of the latent are whole numbers of 1/64 octave; tables stand at every eighth, from a standard deviation of 1/8
+# of a quantiser step on. There a symbol is zero but for one in 16,000, so it is not coded: it is zero.
+OCTAVE = 64
+TABLE_STEP = 8
+FIRST_SCALE = -3 * OCTAVE
+TABLES = 81
 
 
 def register_codec(name: str):
@@ -89,6 +105,26 @@ class _Transform(nn.Sequential):
         return x
 
 
+class HyperSynthesis(nn.Sequential):
+    """Hyper-latent, integers (N, C, h, w) of at most `HYPER_LIMIT`, to (N, outputs, 4 h, 4 w); exact on any machine."""
+
+    def __init__(self, channels: int, outputs: int):
+        inner = {"unit": ACTIVATION_UNIT, "largest": 255}
+        super().__init__(
+            IntegerConv(channels, 4 * channels, 3, 1, HYPER_LIMIT), nn.PixelShuffle(2),
+            IntegerConv(channels, 4 * channels, 3, **inner), nn.PixelShuffle(2),
+            IntegerConv(channels, 2 * channels, 3, **inner), IntegerConv(2 * channels, outputs, 1, **inner),
+        )  # fmt: skip
+        with torch.no_grad():
+            self[-1].weight.mul_(0.3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        first, shuffle, second, _, third, last = self
+        x = activate(shuffle(first(z)))
+        x = activate(shuffle(second(x)))
+        return last(activate(third(x)))
+
+
 @register_codec("mean-scale")
 class GainedHyperprior(CompressionModel):
     """Variable-rate mean-scale hyperprior.
@@ -118,15 +154,10 @@ class GainedHyperprior(CompressionModel):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.h_a = nn.Sequential(
-            conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N), nn.LeakyReLU(inplace=True),
-            conv(N, N),
+            conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
+            conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
         )  # fmt: skip
-        self.h_s = nn.Sequential(
-            deconv(N, N), nn.LeakyReLU(inplace=True), deconv(N, N), nn.LeakyReLU(inplace=True),
-            conv(N, 2 * M, stride=1, kernel_size=3),
-        )  # fmt: skip
-        with torch.no_grad():
-            self.h_s[-1].weight.mul_(0.3)
+        self.h_s = HyperSynthesis(N, 2 * M)
         self.eb_z = EntropyBottleneck(N)
         self.gaussian_y = GaussianConditional(None)
         # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
@@ -134,6 +165,14 @@ class GainedHyperprior(CompressionModel):
         start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
         self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
         self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
+        # What the entropy coder needs, shipped with the weights and made once, by `finish`: for each level and channel
+        # log2 of gain and spread in 1/64 octave; the tables' frequencies, one after the other; how many entries belong
+        # to each of them, those of z before those of y; the symbol of each first entry.
+        self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
+        self.register_buffer("frequencies", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("lengths", torch.zeros(N + TABLES, dtype=torch.int32))
+        self.register_buffer("first", torch.zeros(N + TABLES, dtype=torch.int32))
+        self._coding = None
 
     @property
     def levels(self) -> int:
@@ -161,19 +200,53 @@ class GainedHyperprior(CompressionModel):
         """
         gain, inverse = self.gains(level)
         y = self._analyse(x, level, gain)
-        z = self.h_a(torch.asinh(y))
+        z = self.h_a(squash(y)).float()
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
-            z_hat, z_likelihoods = self.eb_z(z.float())
-        scales, means = self._y_parameters(z_hat, gain)
+            _, z_likelihoods = self.eb_z(z)
+        scales, means = self._y_parameters(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), gain)
         with torch.autocast(x.device.type, enabled=False):
             _, y_likelihoods = self.gaussian_y(y, scales, means)
         y_hat = quantize_ste(y - means) + means
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
 
+    @torch.no_grad()
     def finish(self) -> None:
-        """Build the entropy coder's tables from the trained weights; call once, before saving or coding."""
-        self.update(force=True, update_quantiles=True)
+        """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
+
+        The weights are rounded to what a file of half-precision numbers holds, so that the saved model is this one.
+        """
+        for value in self.parameters():
+            value.copy_(value.half().float())
+        # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
+        self.eb_z.update(force=True, update_quantiles=True)
+        self.eb_z.quantiles[:, 0, 1].round_()
+        self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
+        self.eb_z.update(force=True)
+        median = self.eb_z.quantiles[:, 0, 1].int()
+        counts = [
+            np.diff(cdf[:length].numpy())
+            for cdf, length in zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
+        ]
+        first = (median + self.eb_z._offset).tolist()
+        for kind in range(TABLES):
+            scale = 2.0 ** ((FIRST_SCALE + kind * TABLE_STEP) / OCTAVE)
+            most = math.ceil(4.5 * scale)
+            edges = ndtr((np.arange(-most, most + 2) - 0.5) / scale)
+            likely = np.append(np.diff(edges), 2 * edges[0])  # beyond: the escape
+            counts.append(np.maximum(np.rint(likely * 2**20), 1))
+            first.append(-most)
+        self.frequencies = torch.tensor(np.concatenate(counts), dtype=torch.int32)
+        self.lengths.copy_(torch.tensor([len(c) for c in counts]))
+        self.first.copy_(torch.tensor(first))
+        spread = self.dct.spread.double().log2().view(1, -1)
+        self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round())
+        self._coding = self._cached_id = None
+
+    def load_state_dict(self, state_dict, strict: bool = True):
+        self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
+        self._coding = self._cached_id = None
+        return super().load_state_dict(state_dict, strict)
 
     def model_id(self) -> bytes:
         """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
@@ -184,39 +257,33 @@ class GainedHyperprior(CompressionModel):
         return digest.digest()
 
     @torch.no_grad()
-    def encode(self, x: Tensor, level: float) -> tuple[bytes, Tensor]:
+    def encode(self, x: Tensor, level: float) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
 
         Args:
-            x: (3, H, W) in [0, 1], any size up to 16384 a side. level: continuous, clamped to the trained range.
-
-        Returns:
-            The file's bytes and the reconstruction (3, H, W) that `decode` gives for them.
+            x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
 
         Raises:
             ValueError: x is not finite, or too large.
         """
         height, width = x.shape[-2:]
+        reason = check_size(width, height)
+        if reason:
+            raise ValueError(f"image of {reason}")
         if not torch.isfinite(x).all():
             raise ValueError("the image has NaN or infinite values")
-        if max(height, width) > MAX_SIDE:
-            raise ValueError(f"image of {width}x{height}: sides must be at most {MAX_SIDE} pixels")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
         at = torch.tensor([level])
-        gain, inverse = self.gains(at)
+        gain, _ = self.gains(at)
         pad = (0, -width % STRIDE, 0, -height % STRIDE)
         y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
-        z = self.h_a(torch.asinh(y))
-        _check_symbols(z)
-        z_string = self.eb_z.compress(z)
-        z_hat = self.eb_z.decompress(z_string, z.shape[-2:])
-        scales, means = self._y_parameters(z_hat, gain)
-        indexes = self.gaussian_y.build_indexes(scales)
-        _check_symbols(y - means)
-        y_string = self.gaussian_y.compress(y, indexes, means=means)
-        data = pack(Bitstream(self._id(), height, width, level, z_string[0], y_string[0]))
-        y_hat = self.gaussian_y.quantize(y, "symbols", means).float() + means
-        return data, self._synthesise(y_hat * inverse, at)[0, :, :height, :width].clamp(0, 1)
+        z = self.h_a(squash(y))
+        if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
+            raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
+        z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
+        kinds, means = self._kinds_and_means(z_hat, level, gain)
+        residual = torch.where(kinds > 0, (y - means).round(), 0.0)
+        return pack(Bitstream(self._id(), height, width, level, self.code(z_hat[0], kinds[0], residual[0])))
 
     @torch.no_grad()
     def decode(self, data: bytes) -> tuple[Tensor, float]:
@@ -226,43 +293,121 @@ class GainedHyperprior(CompressionModel):
             The image (3, H, W) in [0, 1] and the level it was written at.
 
         Raises:
-            BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload decodes to nonsense.
+            BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload was not made for this image.
         """
         stream = unpack(data, self._id())
         if stream.level > self.levels - 1:
             raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
         at = torch.tensor([stream.level])
         gain, inverse = self.gains(at)
-        rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
-        # The range coder reads past the end of short strings: the zeros make that defined.
-        z_hat = self.eb_z.decompress([stream.z + bytes(16)], (rows, columns))
-        scales, means = self._y_parameters(z_hat, gain)
-        indexes = self.gaussian_y.build_indexes(scales)
-        y_hat = self.gaussian_y.decompress([stream.y + bytes(16)], indexes, means=means)
+        residual, means = self.symbols(stream, gain)
+        y_hat = residual + means
         x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
         if not torch.isfinite(x_hat).all():
             raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
         return x_hat, stream.level
 
+    def code(self, z_hat: Tensor, kinds: Tensor, residual: Tensor) -> bytes:
+        """The payload: z (C, h, w) by channel, then y's residuals (M, 4 h, 4 w) by table, a check after each.
+
+        Raises:
+            ValueError: a symbol is too large.
+        """
+        z_tables, y_tables = self._tables()
+        encoder = Encoder()
+        encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
+        encoder.check()
+        kinds = kinds.flatten().numpy()
+        coded = np.flatnonzero(kinds)
+        encoder.symbols(y_tables, kinds[coded], residual.flatten().numpy()[coded].astype(np.int64))
+        encoder.check()
+        return encoder.finish()
+
+    @torch.no_grad()
+    def symbols(self, stream: Bitstream, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Residuals of y, exact on any machine, and means (1, M, H/16, W/16), both in quantiser steps.
+
+        Args:
+            gain: (1, M, 1, 1), that of the level, if at hand.
+
+        Raises:
+            BitstreamError: the payload was not made for this image.
+        """
+        gain = self.gains(torch.tensor([stream.level]))[0] if gain is None else gain
+        _, _, residual, means = self._read(stream, gain)
+        return residual, means
+
+    @torch.no_grad()
+    def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
+        """All that is coded, for one who wants to look at it or code it again: what `code` takes.
+
+        Raises:
+            BitstreamError: the payload was not made for this image.
+        """
+        z_hat, kinds, residual, _ = self._read(stream, self.gains(torch.tensor([stream.level]))[0])
+        return z_hat[0], kinds[0], residual[0]
+
+    def _read(self, stream: Bitstream, gain: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z (1, N, h, w); of y tables, residuals and means (1, M, 4 h, 4 w)."""
+        z_tables, y_tables = self._tables()
+        rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
+        decoder = Decoder(stream.payload)
+        shape = (self.config["N"], rows, columns)
+        z_hat = torch.from_numpy(decoder.symbols(z_tables, _channels(shape))).float().view(1, *shape)
+        decoder.check()
+        if float(z_hat.abs().max()) > HYPER_LIMIT:
+            raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
+        kinds, means = self._kinds_and_means(z_hat, stream.level, gain)
+        flat = kinds.flatten().numpy()
+        coded = np.flatnonzero(flat)
+        residual = np.zeros(len(flat), np.float32)
+        residual[coded] = decoder.symbols(y_tables, flat[coded])
+        decoder.check()
+        decoder.finish()
+        return z_hat, kinds, torch.from_numpy(residual).view_as(means), means
+
+    def _kinds_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """For each symbol of y its table (uint8, 0: not coded), by integers alone, and its mean in quantiser steps."""
+        log_scale, mean = self.h_s(z_hat).chunk(2, 1)
+        position = round(level * LEVEL_UNIT)
+        low = min(position // LEVEL_UNIT, max(self.levels - 2, 0))
+        share = position - low * LEVEL_UNIT
+        ends = self.offsets[[low, min(low + 1, self.levels - 1)]].long()
+        offset = (ends[0] * (LEVEL_UNIT - share) + ends[1] * share + LEVEL_UNIT // 2) // LEVEL_UNIT
+        # Multiples of a power of two until here, so the product is exact and the rounding the same everywhere.
+        scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().int() + offset.int()[:, None, None]
+        kinds = torch.div(scale - FIRST_SCALE + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
+        return kinds.clamp(0, TABLES - 1).to(torch.uint8), gain * self.dct.spread * mean
+
+    def _tables(self) -> tuple[Tables, Tables]:
+        if self._coding is None:
+            if not len(self.frequencies):
+                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call finish()")
+            ends = self.lengths.cumsum(0)[:-1].tolist()
+            parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
+            self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
+        return self._coding
+
     def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
         """Image (N, 3, H, W), sides multiples of 16, to the latent (N, M, H/16, W/16) in quantiser steps."""
         x = x - 0.5
         y = self.dct(x) * gain
-        known = torch.cat([torch.asinh(y), self.g_a(x, self._place(level)).float()], 1)
+        known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
         attenuation, addition = self.decide(known).float().chunk(2, 1)
         return y * (1 + attenuation) + gain * self.dct.spread * addition
 
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
         """Latent behind the inverse gain to image, not clamped."""
-        return self.dct.inverse(y) + self.g_s(y / self.dct.spread, self._place(level)).float() + 0.5
+        return self.dct.inverse(y) + self.g_s(y / self.dct.spread, self.relative_level(level)).float() + 0.5
 
     def _y_parameters(self, z_hat: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and means of y in quantiser steps; predicted in units of each coefficient's usual spread."""
-        log_scale, mean = self.h_s(z_hat).float().chunk(2, 1)
+        log_scale, mean = self.h_s(z_hat).chunk(2, 1)
         unit = gain * self.dct.spread
-        return unit * torch.exp(log_scale.clamp(-9, 6) - 1), unit * mean
+        return unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
 
-    def _place(self, level: Tensor) -> Tensor:
+    def relative_level(self, level: Tensor) -> Tensor:
+        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
         return level / max(self.levels - 1, 1)
 
     def _id(self) -> bytes:
@@ -271,7 +416,7 @@ class GainedHyperprior(CompressionModel):
         return self._cached_id
 
     def train(self, mode: bool = True):
-        self._cached_id = None  # weights may change from here on
+        self._cached_id = self._coding = None  # weights may change from here on
         return super().train(mode)
 
 
@@ -284,6 +429,6 @@ def _interpolate(table: Tensor, level: Tensor) -> Tensor:
     return table[low] * (1 - share) + table[high] * share
 
 
-def _check_symbols(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()) or float(values.abs().max()) > SYMBOL_LIMIT:
-        raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
+def _channels(shape: tuple[int, ...]) -> np.ndarray:
+    """The channel of each element of a flattened (C, h, w)."""
+    return np.repeat(np.arange(shape[0]), shape[1] * shape[2])

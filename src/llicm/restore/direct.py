@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llicm.restore.registry import RESTORERS, make_restorer, register_restorer
-from llicm.transforms import LappedDCT
+from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context
 
 __all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
@@ -171,7 +171,7 @@ class DirectRestorer(nn.Module):
         """What scaling the coefficients of the lapped DCT adds to x (N, 3, H, W); features are at 1/4 resolution."""
         coefficients = self.lapped(x)
         corners = F.avg_pool2d(F.pad(features, (1, 1, 1, 1), mode="replicate"), 2, stride=1)
-        factor = self.filter(torch.cat([torch.asinh(20 * coefficients), corners.float()], 1)).float()
+        factor = self.filter(torch.cat([squash(20 * coefficients), corners.float()], 1)).float()
         return self.lapped.inverse(coefficients * factor)
 
     def _recognise(self, x: Tensor) -> Tensor:

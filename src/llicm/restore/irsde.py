@@ -34,7 +34,7 @@ from llicm.restore.registry import register_restorer
 from llicm.restore.sde import PREDICTIONS, MeanRevertingSDE
 from llicm.restore.tiling import tile_side, tiled
 from llicm.restore.unet import ConditionalUNet, Conditioning
-from llicm.transforms import LappedDCT
+from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context
 
 __all__ = ["LOSSES", "IRSDERestorer"]
@@ -71,9 +71,7 @@ class Shrinkage(nn.Module):
         """(N, 3, H, W) from x_t - mu and mu, like it, sides multiples of 4 and at least 8."""
         coefficients = torch.cat([self.lapped(difference), self.lapped(mu)], 1)
         scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
-        strong = 20 * coefficients
-        strong = strong * torch.rsqrt(1 + strong.abs())  # the few large ones come closer to the many small ones
-        hidden = F.gelu(self.enter(strong) * (1 + scale) + shift, approximate="tanh")
+        hidden = F.gelu(self.enter(squash(20 * coefficients)) * (1 + scale) + shift, approximate="tanh")
         of_difference, of_mu = (coefficients * self.leave(hidden).float()).chunk(2, 1)
         return self.lapped.inverse(of_difference + of_mu)
 
@@ -196,10 +194,15 @@ class IRSDERestorer(nn.Module):
         return mu + out if self.predicts == "x0" else out
 
     def _network(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        height, width = x.shape[-2:]
+        # The cosine transform's windows reflect, for which 4 pixels a side are too few.
+        small = (0, max(0, 8 - width), 0, max(0, 8 - height)) if self.shrinkage is not None else (0, 0, 0, 0)
+        if any(small):
+            x, mu = (F.pad(image, small, mode="replicate") for image in (x, mu))
+            return self._network(x, mu, t, conditioning)[..., :height, :width]
         out = self.unet(x, mu, t, conditioning)
         if self.shrinkage is None:
             return out
-        height, width = x.shape[-2:]
         padded = (self.unet.pad(image) for image in (x - mu, mu))
         return out + self.shrinkage(*padded, self.unet.condition(t, conditioning, len(x)))[..., :height, :width]
 

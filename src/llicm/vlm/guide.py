@@ -48,17 +48,20 @@ class Guide(nn.Module):
         model: the DA-CLIP.
         view: "whole" for CLIP's own way, the image reduced to the size that the towers take (as in DA-CLIP);
             "windows" for the mean embedding of windows in full resolution, which keeps fine traces such as noise.
+        vocabulary: texts with their embeddings (width,), for a model that comes without its text tower: then no other
+            text will do.
 
     Raises:
         UserError: no such view.
     """
 
-    def __init__(self, model: DACLIP, view: str):
+    def __init__(self, model: DACLIP, view: str, vocabulary: dict[str, Tensor] | None = None):
         super().__init__()
         if view not in VIEWS:
             raise UserError(f"params.yaml: vlm.view '{view}' is unknown; choose one of {', '.join(VIEWS)}")
         self.model, self.view = model.requires_grad_(False).eval(), view
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, Tensor] = dict(vocabulary or {})
+        self._closed = vocabulary is not None
 
     @property
     def width(self) -> int:
@@ -100,9 +103,14 @@ class Guide(nn.Module):
 
         Any text will do; the model was trained with its `DEGRADATION_WORDS`, "clean", and pairs of words joined by
         ", " for mixed degradations.
+
+        Raises:
+            UserError: the model has no text tower, and a text is not of its vocabulary.
         """
         words = list(words)
         new = [word for word in dict.fromkeys(words) if word not in self._known]
+        if new and self._closed:
+            raise UserError(f"'{new[0]}': this model knows {', '.join(WORDS)}, and two of them joined by ', '")
         if new:
             tokens = tokenize(new, self.model.clip_config).to(self.model.logit_scale.device)
             self._known |= dict(zip(new, self.model.encode_text(tokens), strict=True))

@@ -166,6 +166,9 @@ def train_mini(
             if checkpoint is not None and checkpoint_every and (step + 1) % checkpoint_every == 0:
                 state = {"phase": phase, "step": step + 1, "rows": json.dumps(rows), "model": model.state_dict()}
                 checkpoint.save(state | {"parts": [part.state_dict() for part in (*optimizers, *schedules)]})
+    with torch.no_grad():  # to what a file in half precision holds, as with codecs and restorers
+        for value in model.parameters():
+            value.copy_(value.half().float())
     return model.eval(), rows
 
 

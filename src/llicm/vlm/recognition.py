@@ -57,7 +57,7 @@ def recognise_all(
                 for level in (math.nan, *(levels if codec is not None else ())):
                     decoded = x
                     if not math.isnan(level):
-                        decoded = codec.encode(x[0], float(level))[1][None]
+                        decoded = codec.decode(codec.encode(x[0], float(level)))[0][None]
                     likely = guide.recognise(decoded)[0]
                     guess, among = WORDS[int(likely.argmax())], max(tasks, key=lambda w: likely[WORDS.index(w)])
                     rows.append({

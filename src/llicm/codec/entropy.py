@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Symbols to bytes and back: asymmetric numeral systems (constriction) under tables of integer frequencies.
+
+The coder is written in Rust: no input makes it read or write out of bounds. Symbols under one table are coded by one
+call. A payload carries checks of the symbols themselves and must be used up by them: so a payload that was not written
+for these tables and this image is noticed, whatever the checksum of the file says.
+
+Source: Duda et al., "The use of asymmetric numeral systems as an accurate replacement for Huffman coding", PCS 2015;
+constriction: Bamler, "Understanding entropy coding with asymmetric numeral systems (ANS)", 2022.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import constriction
+import numpy as np
+
+from llicm.errors import BitstreamError
+
+__all__ = ["SYMBOL_LIMIT", "Decoder", "Encoder", "Tables"]
+
+SYMBOL_LIMIT = 1 << 20
+_START = 1  # not 0: an empty payload is no image's
+_CHECK = 1 << 24  # 2 to the -24 of wrong payloads pass
+_BITS = 23  # of the largest number behind an escape: 2 * SYMBOL_LIMIT + 1 and more
+
+_uniform = constriction.stream.model.Uniform
+_ANS = constriction.stream.stack.AnsCoder
+
+
+class Tables:
+    """Frequency tables, one for each kind of symbol.
+
+    Args:
+        frequencies: positive integers; the last one of a table is that of the escape symbol.
+        first: for each table the symbol that its first entry stands for.
+    """
+
+    def __init__(self, frequencies: Sequence[np.ndarray], first: Sequence[int]):
+        self.models = [
+            constriction.stream.model.Categorical(np.asarray(f, dtype=np.float64), perfect=False) for f in frequencies
+        ]
+        self.first = [int(value) for value in first]
+        self.escape = [len(f) - 1 for f in frequencies]
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+
+class Encoder:
+    """Collects what is to be coded, in the order in which it will be decoded."""
+
+    def __init__(self):
+        self._parts: list[tuple[np.ndarray, object]] = []
+        self._sum = _START
+
+    def symbols(self, tables: Tables, kinds: np.ndarray, values: np.ndarray) -> None:
+        """Add symbols.
+
+        Args:
+            tables: of their kinds. kinds: (n,) integers, the table of each. values: (n,) integers.
+
+        Raises:
+            ValueError: a value is beyond `SYMBOL_LIMIT`.
+        """
+        if len(values) and max(-int(values.min()), int(values.max())) > SYMBOL_LIMIT:
+            raise ValueError(f"a symbol is beyond {SYMBOL_LIMIT}: the weights are damaged or not trained")
+        self._sum = _checksum(values, self._sum)
+        beyond = []
+        for kind, places in _groups(kinds, len(tables)):
+            entry = values[places] - tables.first[kind]
+            escape = tables.escape[kind]
+            high, low = entry >= escape, entry < 0
+            outside = high | low
+            if outside.any():
+                beyond.append(np.where(high, 2 * (entry - escape), -2 * entry - 1)[outside])
+                entry = np.where(outside, escape, entry)
+            self._parts.append((entry.astype(np.int32), tables.models[kind]))
+        if beyond:
+            self._numbers(np.concatenate(beyond))
+
+    def check(self) -> None:
+        """Add a checksum of the symbols so far."""
+        self._parts.append((np.array([self._sum % _CHECK], np.int32), _uniform(_CHECK)))
+
+    def _numbers(self, numbers: np.ndarray) -> None:
+        """Non-negative integers: how many bits a number plus one has behind its first, then those bits."""
+        numbers = numbers + 1
+        bits = np.frexp(numbers.astype(np.float64))[1] - 1
+        self._parts.append((bits.astype(np.int32), _uniform(_BITS)))
+        for count in np.unique(bits[bits > 0]):
+            chosen = numbers[bits == count]
+            self._parts.append(((chosen - (1 << count)).astype(np.int32), _uniform(1 << int(count))))
+
+    def finish(self) -> bytes:
+        """The payload."""
+        coder = _ANS()
+        for symbols, model in reversed(self._parts):
+            coder.encode_reverse(symbols, model)
+        # The highest word is never zero, but its highest bytes may be: they need not be kept.
+        return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+
+class Decoder:
+    """Takes from a payload what an `Encoder` has put there, in the same order.
+
+    Raises:
+        BitstreamError: the payload cannot have been written by an encoder.
+    """
+
+    def __init__(self, payload: bytes):
+        if payload.endswith(b"\0"):
+            raise BitstreamError("damaged payload: no encoder writes a zero at its end")
+        self._coder = _ANS(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
+        self._sum = _START
+
+    def symbols(self, tables: Tables, kinds: np.ndarray) -> np.ndarray:
+        """Symbols (n,) int32 of the kinds (n,).
+
+        Raises:
+            BitstreamError: nonsense behind an escape.
+        """
+        values = np.zeros(len(kinds), np.int32)
+        escaped, escapes = [], []
+        for kind, places in _groups(kinds, len(tables)):
+            entry = self._coder.decode(tables.models[kind], len(places))
+            values[places] = entry + tables.first[kind]
+            outside = entry == tables.escape[kind]
+            if outside.any():
+                escaped.append(places[outside])
+                escapes.append(np.full(int(outside.sum()), kind))
+        if escaped:
+            places, kind = np.concatenate(escaped), np.concatenate(escapes)
+            number = self._numbers(len(places))
+            if number.max(initial=0) > 2 * SYMBOL_LIMIT + 1:
+                raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
+            first = np.asarray(tables.first)[kind]
+            beyond = first + np.asarray(tables.escape)[kind] + number // 2
+            values[places] = np.where(number % 2 == 0, beyond, first - (number + 1) // 2)
+        self._sum = _checksum(values, self._sum)
+        return values
+
+    def check(self) -> None:
+        """Compare the checksum.
+
+        Raises:
+            BitstreamError: it is not that of the symbols so far.
+        """
+        if int(self._coder.decode(_uniform(_CHECK))) != self._sum % _CHECK:
+            raise BitstreamError("damaged payload: it does not decode to what its encoder coded")
+
+    def finish(self) -> None:
+        """Raises BitstreamError if anything is left."""
+        if not self._coder.is_empty():
+            raise BitstreamError("damaged payload: it does not end where its image ends")
+
+    def _numbers(self, count: int) -> np.ndarray:
+        bits = self._coder.decode(_uniform(_BITS), count).astype(np.int64)
+        numbers = np.int64(1) << bits
+        for length in np.unique(bits[bits > 0]):
+            chosen = bits == length
+            numbers[chosen] += self._coder.decode(_uniform(1 << int(length)), int(chosen.sum()))
+        return numbers - 1
+
+
+def _checksum(values: np.ndarray, start: int) -> int:
+    return zlib.crc32(values.astype("<i4").tobytes(), start)
+
+
+def _groups(kinds: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
+    """Each kind that occurs, ascending, with the places (in order) where it does."""
+    order = np.argsort(kinds, kind="stable")
+    ends = np.cumsum(np.bincount(kinds, minlength=count))
+    starts = ends - np.diff(ends, prepend=0)
+    return [(k, order[a:b]) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions on integers, whose results are the same on every machine.
+
+What the entropy coder depends on must not differ by a bit between encoder and decoder, and float sums do: between
+processors, thread counts, libraries. Here weights and inputs are integers, small enough that every partial sum is an
+integer below 2^24 in size, which float32 holds exactly: then the order of summation is of no effect. The products are
+of 8-bit numbers, so even hardware that rounds the factors to TF32 or bfloat16 changes nothing. They are multiplied as
+matrices, never by an algorithm that transforms its inputs (Winograd, FFT).
+
+Training runs the very same forward pass and rounds with a straight-through gradient, so nothing is lost when it ends.
+
+Source: Ballé, Johnston, Minnen, "Integer networks for data compression with latent-variable models", ICLR 2019.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from compressai.layers import QReLU
+from compressai.ops import quantize_ste
+from torch import Tensor
+
+__all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate"]
+
+ACTIVATION_BITS = 8
+ACTIVATION_UNIT = 32  # integer activations count in 1/32
+_EXACT = 1 << 24  # float32 holds all integers up to this
+_BIAS = 1 << 22
+_WEIGHT = 127
+
+
+def activate(x: Tensor) -> Tensor:
+    """Real pre-activations to integers 0 to 255 that count in 1/32, with a gradient (compressai's QReLU)."""
+    return quantize_ste(QReLU.apply(x * ACTIVATION_UNIT, ACTIVATION_BITS, 100))
+
+
+class IntegerConv(nn.Module):
+    """Convolution of stride 1 with zero padding, on integers.
+
+    Each output channel has a power of two as the unit of its weights, so that they fit into 8 bits.
+
+    Args:
+        inputs, outputs: channels. kernel: side of the kernel, odd.
+        unit: the inputs are integers that count in 1/unit.
+        largest: the largest input in size.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, unit: int, largest: int):
+        super().__init__()
+        plain = nn.Conv2d(inputs, outputs, kernel)  # for its initialisation
+        self.weight, self.bias = plain.weight, plain.bias
+        self.kernel, self.unit = kernel, unit
+        fan_in = inputs * kernel * kernel
+        self.limit = min(_WEIGHT, (_EXACT - 1 - _BIAS) // (fan_in * largest))
+        if self.limit < 1:
+            raise ValueError(f"{fan_in} inputs of up to {largest} have sums beyond 2^24")
+
+    def integers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (outputs, inputs * kernel²) and biases (outputs, 1) as integers, and what a unit of the sum is worth
+        (outputs, 1), a power of two. Rounding is straight-through."""
+        weight = self.weight.float().flatten(1)
+        most = weight.detach().abs().amax(1, keepdim=True).clamp_min(2.0**-20)
+        # floor(log2(limit / most)) without a logarithm, which is not the same everywhere
+        exponent = torch.frexp(self.limit / most).exponent - 1
+        scale = torch.ldexp(torch.ones_like(most), exponent)
+        bias = (self.bias.float()[:, None] * scale * self.unit).clamp(-_BIAS, _BIAS)
+        return quantize_ste(weight * scale), quantize_ste(bias), 1 / (scale * self.unit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Integers (N, inputs, H, W) to real values (N, outputs, H, W), multiples of a power of two."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias, worth = self.integers()
+            columns = F.unfold(x, self.kernel, padding=self.kernel // 2) if self.kernel > 1 else x.flatten(2)
+            return ((weight @ columns + bias) * worth).unflatten(2, x.shape[2:])
