@@ -159,11 +159,19 @@ def forged(data: bytes, **changes) -> bytes:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"height": 6}, {"width": 16384}, {"height": 4096, "width": 16384}, {"height": 64, "width": 300}, {"level": 1.25}],
+    [
+        {"height": 6},
+        {"width": 16384},
+        {"height": 4096, "width": 16384},
+        {"height": 64, "width": 300},
+        {"level": 1.25},
+        {"height": 102},
+        {"level": 2 + 1 / 4096},
+    ],  # fmt: skip
 )
 def test_a_header_that_does_not_fit_its_payload_is_refused(codec, image, changes):
     """Whoever can correct a checksum can lie about the size: the payload's own checks find it, before the memory for
-    such an image is asked for. (Sizes that round to the same number of blocks are another crop of the same.)"""
+    such an image is asked for, and even a size of the same number of blocks, or a level of the same tables."""
     data = codec.encode(image, 2)
     started = time.perf_counter()
     tracemalloc.start()

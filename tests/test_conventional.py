@@ -258,7 +258,7 @@ def patched(data, marker, offset, values):
 )
 def test_an_unreasonable_declared_size_is_refused(name, marker, offset, values):
     data = patched(CONVENTIONAL[name].encode(picture(16, 16), 30), marker, offset, values)
-    with pytest.raises(BitstreamError, match="the limit is 16384 a side and 67108864 in all"):
+    with pytest.raises(BitstreamError, match="pixels; (a side has 1 to 16384|67108864 are the limit)"):
         CONVENTIONAL[name].decode(data)
 
 
@@ -283,7 +283,7 @@ def test_picture_too_large():
         CONVENTIONAL["webp"].encode(torch.zeros(3, 1, 17000), 50)
     with pytest.raises(UserError, match="webp cannot write a picture of 16384x1 pixels"):  # its own limit: 16383
         CONVENTIONAL["webp"].encode(torch.zeros(3, 1, 16384), 50)
-    with pytest.raises(UserError, match="heic cannot write a picture of 16384x4097 pixels; the limit"):
+    with pytest.raises(UserError, match="heic cannot write a picture of 16384x4097 pixels; 67108864 are the limit"):
         CONVENTIONAL["heic"].encode(torch.zeros(1).expand(3, 4097, 16384), 30)
     with pytest.raises(ValueError, match="one image"):
         CONVENTIONAL["jpeg"].encode(torch.zeros(3, 0, 5), 50)

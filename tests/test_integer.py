@@ -33,7 +33,7 @@ gain = codec.gains(torch.tensor([stream.level]))[0]
 kinds, _ = codec._kinds_and_means(z, stream.level, gain)
 alone, _ = codec._kinds_and_means(z[1:], stream.level, gain)
 assert torch.equal(kinds[1:], alone), "a batch must give what single images give"
-payload = codec.code(*codec.latent(stream))
+payload = codec.code(*codec.latent(stream), stream.frame)
 for part in (residual.numpy().tobytes(), kinds.numpy().tobytes(), payload):
     print(hashlib.sha256(part).hexdigest())
 assert payload == stream.payload

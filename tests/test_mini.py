@@ -165,9 +165,10 @@ def test_the_log_of_both_phases(trained):
 def test_clip_is_frozen_in_the_second_phase(trained):
     model, _, memory = trained
     (clip,) = (state["model"] for state in memory.states if (state["phase"], state["step"]) == (0, 4))
-    assert equal(clip, dict(model.clip.state_dict()))
     earlier = memory.states[0]["model"]
     assert not equal(clip, earlier), "CLIP did learn before"
+    clip = {name: value.half().float() for name, value in clip.items()}  # as the finished model is kept
+    assert equal(clip, dict(model.clip.state_dict()))
     tower = model.controller.tower.state_dict()
     still = [n for n, value in tower.items() if torch.equal(value, clip[f"visual.{n}"])]
     assert not still and all(p.any() for p in model.controller.zero.parameters())

@@ -206,7 +206,7 @@ def test_strips_at_matched_rate(tmp_path):
     coarse = torch.rand(1, 3, 9, 9)
     photo = torch.nn.functional.interpolate(coarse, (70, 80), mode="bicubic")[0].clamp(0, 1)
     write_pairs({"a": photo, "b": photo.flip(1)}, tmp_path / "pairs", TASKS, 0.5, 0, "val", None)
-    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
+    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.06])
     codec.finish()
     save_part(codec, tmp_path / "models" / "llicm" / "codec.safetensors")
     for name, context in (("llicm", None), ("oracle", {"words": TASKS})):

@@ -93,6 +93,10 @@ _task = click.option(
 # --- output and the loop over files ---
 
 
+class _Stop(Exception):
+    """What concerns all files and not only the one at hand: the others need not be tried."""
+
+
 class _Gone(UserError):
     """Standard output takes no more."""
 
@@ -330,16 +334,26 @@ def decompress(
     """
     if as_captured and task:
         raise click.UsageError("--task tells how to enhance, --as-captured not to: give one of them.")
+    from llicm.codec.bitstream import unpack
     from llicm.photos import encode_photo, format_of, plan, read_bytes
 
     jobs = plan(inputs, output, f".{wanted or 'png'}", streams=True)
     formats = {job: format_of(job.target, wanted) for job in jobs}
 
+    parts = ("codec", *([] if as_captured else ["restorer"]), *(["guide"] if task else []))
+
     def prepare() -> Callable[["Job"], tuple[bytes, str]]:
-        system = _load(model, "codec", *([] if as_captured else ["restorer"]), *(["guide"] if task else []))
+        @functools.cache
+        def loaded() -> "LLICM":
+            try:
+                return _load(model, *parts)
+            except UserError as error:
+                raise _Stop(str(error)) from None
 
         def work(job: "Job") -> tuple[bytes, str]:
             data = read_bytes(job.source)
+            unpack(data)  # a damaged file need not wait for the model
+            system = loaded()
             image = system.codec.decode(data)[0] if as_captured else system.decompress(data, task)[1]
             return encode_photo(image, formats[job]), _size(image)
 
@@ -425,13 +439,13 @@ def degrade(
         from torch import Generator
 
         # The study makes its test pairs with this: equal seeds, equal pictures.
-        from llicm.data.pairs import _stable_seed
+        from llicm.data.pairs import stable_seed
         from llicm.degradations import IN_ORDER
         from llicm.degradations import degrade as apply
 
         def work(job: "Job") -> tuple[bytes, str]:
             x = read_photo(job.source)[None]
-            generator = Generator().manual_seed(_stable_seed(seed, task, job.source.stem if job.source else ""))
+            generator = Generator().manual_seed(stable_seed(seed, task, job.source.stem if job.source else ""))
             for word in IN_ORDER:
                 if word in words:
                     x = apply(word, x, severity, generator)
@@ -730,7 +744,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except UserError as error:
+    except (UserError, _Stop) as error:
         _error(str(error))
         return 1
     except OSError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from llicm.errors import BitstreamError
 from llicm.limits import check_size
 
-__all__ = ["Bitstream", "OVERHEAD_BYTES", "VERSION", "pack", "quantize_level", "unpack"]
+__all__ = ["Bitstream", "OVERHEAD_BYTES", "VERSION", "frame", "pack", "quantize_level", "unpack"]
 
 MAGIC = b"LLIC"
 VERSION = 2
@@ -40,10 +40,20 @@ class Bitstream:
     level: float
     payload: bytes
 
+    @property
+    def frame(self) -> bytes:
+        """The header's bytes of size and level, which the payload's own checks cover too."""
+        return frame(self.height, self.width, self.level)
+
 
 def quantize_level(level: float) -> float:
     """The level that the header can carry nearest to `level`: encoder and decoder must use the same one."""
     return round(level * LEVEL_UNIT) / LEVEL_UNIT
+
+
+def frame(height: int, width: int, level: float) -> bytes:
+    """As `Bitstream.frame`, of an image that is yet to be coded."""
+    return struct.pack(">HHH", width, height, round(level * LEVEL_UNIT))
 
 
 def pack(stream: Bitstream) -> bytes:

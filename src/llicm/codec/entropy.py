@@ -2,8 +2,9 @@
 """Symbols to bytes and back: asymmetric numeral systems (constriction) under tables of integer frequencies.
 
 The coder is written in Rust: no input makes it read or write out of bounds. Symbols under one table are coded by one
-call. A payload carries checks of the symbols themselves and must be used up by them: so a payload that was not written
-for these tables and this image is noticed, whatever the checksum of the file says.
+call. A payload carries checks of the symbols themselves, and of the size and level that they are for, and must be used
+up by them: so a payload that was not written for these tables and this image is noticed, whatever the checksum of the
+file says.
 
 Source: Duda et al., "The use of asymmetric numeral systems as an accurate replacement for Huffman coding", PCS 2015;
 constriction: Bamler, "Understanding entropy coding with asymmetric numeral systems (ANS)", 2022.
@@ -20,7 +21,6 @@ from llicm.errors import BitstreamError
 __all__ = ["SYMBOL_LIMIT", "Decoder", "Encoder", "Tables"]
 
 SYMBOL_LIMIT = 1 << 20
-_START = 1  # not 0: an empty payload is no image's
 _CHECK = 1 << 24  # 2 to the -24 of wrong payloads pass
 _BITS = 23  # of the largest number behind an escape: 2 * SYMBOL_LIMIT + 1 and more
 
@@ -48,11 +48,15 @@ class Tables:
 
 
 class Encoder:
-    """Collects what is to be coded, in the order in which it will be decoded."""
+    """Collects what is to be coded, in the order in which it will be decoded.
 
-    def __init__(self):
+    Args:
+        frame: what the checks cover beside the symbols; a decoder must be given the same.
+    """
+
+    def __init__(self, frame: bytes):
         self._parts: list[tuple[np.ndarray, object]] = []
-        self._sum = _START
+        self._sum = zlib.crc32(frame)
 
     def symbols(self, tables: Tables, kinds: np.ndarray, values: np.ndarray) -> None:
         """Add symbols.
@@ -80,7 +84,7 @@ class Encoder:
             self._numbers(np.concatenate(beyond))
 
     def check(self) -> None:
-        """Add a checksum of the symbols so far."""
+        """Add a checksum of the frame and the symbols so far."""
         self._parts.append((np.array([self._sum % _CHECK], np.int32), _uniform(_CHECK)))
 
     def _numbers(self, numbers: np.ndarray) -> None:
@@ -108,11 +112,11 @@ class Decoder:
         BitstreamError: the payload cannot have been written by an encoder.
     """
 
-    def __init__(self, payload: bytes):
+    def __init__(self, payload: bytes, frame: bytes):
         if payload.endswith(b"\0"):
             raise BitstreamError("damaged payload: no encoder writes a zero at its end")
         self._coder = _ANS(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
-        self._sum = _START
+        self._sum = zlib.crc32(frame)
 
     def symbols(self, tables: Tables, kinds: np.ndarray) -> np.ndarray:
         """Symbols (n,) int32 of the kinds (n,).
@@ -144,7 +148,7 @@ class Decoder:
         """Compare the checksum.
 
         Raises:
-            BitstreamError: it is not that of the symbols so far.
+            BitstreamError: it is not that of the frame and the symbols so far.
         """
         if int(self._coder.decode(_uniform(_CHECK))) != self._sum % _CHECK:
             raise BitstreamError("damaged payload: it does not decode to what its encoder coded")

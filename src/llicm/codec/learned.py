@@ -36,7 +36,7 @@ from compressai.ops import quantize_ste
 from scipy.special import ndtr
 from torch import Tensor
 
-from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, pack, quantize_level, unpack
+from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.errors import BitstreamError, UserError
@@ -283,7 +283,8 @@ class GainedHyperprior(CompressionModel):
         z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
         kinds, means = self._kinds_and_means(z_hat, level, gain)
         residual = torch.where(kinds > 0, (y - means).round(), 0.0)
-        return pack(Bitstream(self._id(), height, width, level, self.code(z_hat[0], kinds[0], residual[0])))
+        payload = self.code(z_hat[0], kinds[0], residual[0], frame(height, width, level))
+        return pack(Bitstream(self._id(), height, width, level, payload))
 
     @torch.no_grad()
     def decode(self, data: bytes) -> tuple[Tensor, float]:
@@ -307,14 +308,17 @@ class GainedHyperprior(CompressionModel):
             raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
         return x_hat, stream.level
 
-    def code(self, z_hat: Tensor, kinds: Tensor, residual: Tensor) -> bytes:
+    def code(self, z_hat: Tensor, kinds: Tensor, residual: Tensor, frame: bytes) -> bytes:
         """The payload: z (C, h, w) by channel, then y's residuals (M, 4 h, 4 w) by table, a check after each.
+
+        Args:
+            frame: see `llicm.codec.bitstream.frame`.
 
         Raises:
             ValueError: a symbol is too large.
         """
         z_tables, y_tables = self._tables()
-        encoder = Encoder()
+        encoder = Encoder(frame)
         encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
         encoder.check()
         kinds = kinds.flatten().numpy()
@@ -339,7 +343,7 @@ class GainedHyperprior(CompressionModel):
 
     @torch.no_grad()
     def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
-        """All that is coded, for one who wants to look at it or code it again: what `code` takes.
+        """Symbols of z, tables and residuals of y: all that is coded, for one who wants to look or to `code` it again.
 
         Raises:
             BitstreamError: the payload was not made for this image.
@@ -351,7 +355,7 @@ class GainedHyperprior(CompressionModel):
         """z (1, N, h, w); of y tables, residuals and means (1, M, 4 h, 4 w)."""
         z_tables, y_tables = self._tables()
         rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
-        decoder = Decoder(stream.payload)
+        decoder = Decoder(stream.payload, stream.frame)
         shape = (self.config["N"], rows, columns)
         z_hat = torch.from_numpy(decoder.symbols(z_tables, _channels(shape))).float().view(1, *shape)
         decoder.check()

@@ -18,7 +18,7 @@ from llicm.degradations import degrade
 from llicm.errors import UserError
 from llicm.images import list_images, quantize8, read_image, write_png
 
-__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "write_pairs"]
+__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "stable_seed", "write_pairs"]
 
 
 class Pair(NamedTuple):
@@ -65,7 +65,7 @@ def write_pairs(
             temporary.chmod(0o755)
             for name, photo in photos.items():
                 ideal = quantize8(centre_crop(photo, max_side))
-                generator = Generator().manual_seed(_stable_seed(seed, word, name))
+                generator = Generator().manual_seed(stable_seed(seed, word, name))
                 degraded = degrade(word, ideal[None], severity, generator)[0]
                 write_png(ideal, temporary / "GT" / f"{name}.png")
                 write_png(degraded, temporary / "LQ" / f"{name}.png")
@@ -173,6 +173,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _stable_seed(*parts: object) -> int:
+def stable_seed(*parts: object) -> int:
+    """A seed that depends on these values alone, not on the process."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scripts of this folder share. Each measures one thing and writes the table of a page in docs/."""
+
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from llicm.files import write_atomically
+from llicm.images import list_images, read_image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def photos() -> dict[str, Tensor]:
+    """The study's test photos by name, (3, H, W)."""
+    return {path.stem: read_image(path) for path in list_images(ROOT / "data" / "test")}
+
+
+def machine() -> str:
+    """Processor, threads and versions, for the line under a table."""
+    import importlib.metadata as versions
+
+    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    model = names[0] if names else platform.processor() or platform.machine()
+    packages = ", ".join(f"{name} {versions.version(name)}" for name in ("torch", "compressai", "constriction"))
+    return f"{model}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as a Markdown table; numbers to the right, as they are in the rows."""
+    frame = pd.DataFrame(rows)
+    aligned = ["right" if pd.api.types.is_numeric_dtype(frame[name]) else "left" for name in frame]
+    return frame.to_markdown(index=False, colalign=aligned, disable_numparse=True)
+
+
+def write_page(name: str, parts: list[str]) -> None:
+    """Put paragraphs and tables between the markers of docs/<name>.md, and leave what is around them."""
+    path, (begin, end) = ROOT / "docs" / f"{name}.md", ("<!-- measured:begin -->", "<!-- measured:end -->")
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    body = "\n\n".join([*parts, f"*{machine()}.*"])
+    write_atomically(path, f"{before}{begin}\n{body}\n{end}{after}".encode())
+    print(body)

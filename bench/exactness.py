@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact decoding: the same symbols under other settings of the machine, and what that costs in rate and in time.
+
+`make exactness` writes docs/exactness.md. For the rate two codecs are trained as the study trains its own, one as it is and
+one whose hyper-synthesis is an ordinary float network of the same size, and both compress the study's test photos.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT, photos, table, write_page
+from torch.nn import functional as F
+
+from llicm.benchmark.bdrate import bd
+from llicm.codec import integer, learned
+from llicm.codec.bitstream import unpack
+from llicm.data.corpus import load_photos
+from llicm.data.show import psnr
+from llicm.model import load_model
+from llicm.study import params
+
+LEVELS = (0, 1.5, 3, 4)
+SETTINGS = {
+    "2 threads (reference)": {},
+    "1 thread": {"threads": 1},
+    "without oneDNN": {"onednn": 0},
+    "contiguous instead of channels-last": {"channels_last": 0},
+    "AVX2 kernels": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
+    "generic kernels": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
+}
+
+
+def probe(folder: Path, out: Path, threads: int, onednn: int, channels_last: int) -> None:
+    """Decode every file of a folder, and encode its photo anew, in this process."""
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(bool(onednn))
+    codec, found, pictures = load_model().codec, [], {}
+    codec.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    images = photos()
+    for path in sorted(folder.glob("*.llicm")):
+        data = path.read_bytes()
+        stream = unpack(data)
+        latent = codec.latent(stream)
+        symbols = b"".join(value.contiguous().numpy().tobytes() for value in latent)
+        again = codec.code(*latent, stream.frame) == stream.payload
+        own = codec.encode(images[path.stem.split("@")[0]], stream.level) == data
+        found.append((hashlib.sha256(symbols).hexdigest(), again, own))
+        pictures[path.stem] = codec.decode(data)[0].numpy()
+    np.savez(out, symbols=[f[0] for f in found], again=[f[1] for f in found], own=[f[2] for f in found], **pictures)
+
+
+def settings_table() -> str:
+    codec, rows, reference = load_model().codec, [], None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, x in photos().items():
+            for level in LEVELS:
+                Path(folder, f"{name}@{level}.llicm").write_bytes(codec.encode(x, level))
+        for name, setting in SETTINGS.items():
+            options = {"threads": 2, "onednn": 1, "channels_last": 1} | {
+                k: v for k, v in setting.items() if k.islower()
+            }
+            out = Path(folder, "found.npz")
+            subprocess.run(
+                [sys.executable, __file__, "--probe", folder, str(out), *map(str, options.values())],
+                env=os.environ | {k: v for k, v in setting.items() if k.isupper()}, check=True, cwd=ROOT,
+            )  # fmt: skip
+            found = dict(np.load(out))
+            reference = reference or found
+            files = [key for key in found if "@" in key]
+            difference = max(np.abs(found[key] - reference[key]).max() for key in files)
+            rows.append({
+                "setting": name, "files": len(files),
+                "same symbols": int((found["symbols"] == reference["symbols"]).sum()),
+                "same bytes from these": int(found["again"].sum()),
+                "largest difference of X̂": f"{difference:.1e}",
+                "whole encoder gives the same file": int(found["own"].sum()),
+            })  # fmt: skip
+    return table(rows)
+
+
+def train(values: dict, updates: int | None, exact: bool) -> torch.nn.Module:
+    """The study's RDO codec, or the same with a float hyper-synthesis."""
+    from llicm.training import train_arm
+
+    kept = integer.IntegerConv.integers, learned.activate
+    if not exact:
+        integer.IntegerConv.integers, learned.activate = _float_weights, _float_activation
+    try:
+        arm, training = values["codec_arms"][0], dict(values["training"])
+        if updates:
+            training |= {"trunk": updates, "branch": 0}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = train_arm(
+                arm, values["arms"][arm], photos=list(load_photos(ROOT / values["photos"]).train.values()), paired=None,
+                tasks=values["tasks"], data=values["data"], codec=values["codec"], restorer=values["restorer"],
+                training=training, seed=values["seed"], models=Path(folder), vlm=Path(folder), out=Path(folder) / "out",
+            )  # fmt: skip
+        codec = trainer.system.codec.to(memory_format=torch.channels_last).eval()
+        return codec, [[(8 * len(d) / x[0].numel(), psnr(codec.decode(d)[0], x)) for level in range(codec.levels)
+                        for d in [codec.encode(x, level)]] for x in photos().values()]  # fmt: skip
+    finally:
+        integer.IntegerConv.integers, learned.activate = kept
+
+
+def _float_weights(self):
+    weight = self.weight.float().flatten(1)
+    one = torch.ones(len(weight), 1)
+    return weight, self.bias.float()[:, None] * self.unit, one / self.unit
+
+
+def _float_activation(x):
+    return F.leaky_relu(x) * integer.ACTIVATION_UNIT
+
+
+def cost_table(updates: int | None) -> tuple[str, str]:
+    values = params.load(ROOT / "params.yaml")
+    torch.set_num_threads(values["threads"])
+    (codec, exact), (other, plain) = (train(values, updates, kind) for kind in (True, False))
+    rows = []
+    for name, a, b in zip(photos(), plain, exact, strict=True):
+        found = bd(*zip(*a, strict=True), *zip(*b, strict=True), names=("float", "exact"), unit="dB")
+        rows.append({"photo": name, "BD-rate": found.rate, "BD-PSNR in dB": found.quality})
+    rows.append({"photo": "mean"} | {k: np.mean([row[k] for row in rows]) for k in ("BD-rate", "BD-PSNR in dB")})
+    rows = [
+        row | {"BD-rate": f"{row['BD-rate']:+.2f}%", "BD-PSNR in dB": f"{row['BD-PSNR in dB']:+.3f}"} for row in rows
+    ]
+    z = torch.randint(-9, 10, (1, codec.config["N"], 8, 12)).float()
+    with torch.no_grad():
+        exact_ms = median_ms(lambda: codec.h_s(z))
+        layers = [layer for layer in codec.h_s if isinstance(layer, integer.IntegerConv)]
+
+        def plain_network():
+            first, second, third, last = layers
+            x = F.pixel_shuffle(F.conv2d(z, first.weight, first.bias, padding=1), 2)
+            x = F.pixel_shuffle(F.conv2d(F.leaky_relu(x), second.weight, second.bias, padding=1), 2)
+            x = F.conv2d(F.leaky_relu(x), third.weight, third.bias, padding=1)
+            return F.conv2d(F.leaky_relu(x), last.weight, last.bias)
+
+        plain_ms = median_ms(plain_network)
+    time_line = f"Hyper-synthesis of a 768x512 image: {exact_ms:.1f} ms exact, {plain_ms:.1f} ms by the library's float convolutions."
+    return table(rows), time_line
+
+
+def median_ms(function, repeats: int = 30) -> float:
+    times = []
+    for _ in range(repeats + 3):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times[3:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--probe", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--updates", type=int, help="train for so many updates; default: as in params.yaml")
+    arguments = parser.parse_args()
+    if arguments.probe:
+        folder, out, *numbers = arguments.probe
+        return probe(Path(folder), Path(out), *map(int, numbers))
+    settings = settings_table()
+    cost, time_line = cost_table(arguments.updates)
+    write_page("exactness", ["## The same under other settings", settings, "## What it costs", cost, time_line])
+
+
+if __name__ == "__main__":
+    main()
