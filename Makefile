@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data repro test lab readme smoke clean
+.PHONY: help setup data model repro test lab readme smoke bench safety exactness rate clean
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -10,7 +10,7 @@ DVC := .venv/bin/python -m dvc
 export PATH := $(VENV)/bin:$(PATH)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the environment in .venv with pinned versions
 
@@ -31,6 +31,9 @@ $(READY): requirements.txt pyproject.toml
 data: $(READY) # the photos, from the store inside the repository
 	@[ -e data ] || $(DVC) pull -q data.dvc
 
+model: $(READY) ## the published weights of the command `llicm`, from the store inside the repository
+	@[ -e artifacts/release/llicm.safetensors ] || $(DVC) pull -q artifacts/release
+
 repro: data ## run the default study (whatever is not up to date)
 	$(DVC) repro
 	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
@@ -48,6 +51,20 @@ readme: $(READY) ## copy the published result tables into the README
 
 smoke: data ## run the smoke profile in place (some 5 minutes)
 	$(DVC) repro profiles/smoke/dvc.yaml
+
+bench: data model ## time encode, decode and enhance beside compressai's models (docs/speed.md)
+	@mkdir -p .run
+	OMP_NUM_THREADS=2 .venv/bin/python -m pytest bench/test_speed.py -q --benchmark-json=.run/speed.json
+	.venv/bin/python bench/speed.py .run/speed.json
+
+safety: data model ## feed bad files to the decoder (docs/safety.md)
+	.venv/bin/python bench/safety.py
+
+exactness: data model ## decode under other settings; what exactness costs (docs/exactness.md; some 10 minutes)
+	.venv/bin/python bench/exactness.py
+
+rate: data model ## how close files come to the size asked for (docs/rate.md)
+	.venv/bin/python bench/rate.py
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
 	rm -rf build artifacts executed .run .pytest_cache .ruff_cache

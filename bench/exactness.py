@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact decoding: the same symbols under other settings of the machine, and what that costs in rate and in time.
 
-`make exactness` writes docs/exactness.md. For the rate two codecs are trained as the study trains its own, one as it is and
-one whose hyper-synthesis is an ordinary float network of the same size, and both compress the study's test photos.
+`make exactness` writes docs/exactness.md. For the rate two codecs are trained as the study trains its own, one as it
+is and one whose hyper-synthesis is an ordinary float network of the same size, and both compress the test photos.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def cost_table(updates: int | None) -> tuple[str, str]:
             return F.conv2d(F.leaky_relu(x), last.weight, last.bias)
 
         plain_ms = median_ms(plain_network)
-    time_line = f"Hyper-synthesis of a 768x512 image: {exact_ms:.1f} ms exact, {plain_ms:.1f} ms by the library's float convolutions."
+    time_line = f"Hyper-synthesis of 768x512 pixels: {exact_ms:.1f} ms exact, {plain_ms:.1f} ms by float convolutions."
     return table(rows), time_line
 
 

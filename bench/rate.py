@@ -33,8 +33,8 @@ def main() -> None:
     write_page(
         "rate",
         [
-            f"{len(shares)} targets that are within a photo's range: files of {min(shares):.2f} to {max(shares):.2f}% of "
-            f"the size allowed, {sum(98 <= share <= 100 for share in shares)} of them within 2% from below.",
+            f"{len(shares)} targets that are within a photo's range: files of {min(shares):.2f} to {max(shares):.2f}% "
+            f"of the size allowed, {sum(98 <= share <= 100 for share in shares)} of them within 2% from below.",
             table(rows),
         ],
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the decoder does with files that are none: `make safety` writes docs/safety.md.
 
-Thousands of damaged, foreign and forged files go through the decoder in a child process whose memory and time are watched; a
-sample of each kind also goes through the command line, for its exit code.
+Thousands of damaged, foreign and forged files go through the decoder in a child process whose memory and time are
+watched; one of each kind also goes through the command line, for its exit code.
 """
 
 import json
@@ -60,13 +60,17 @@ def kinds(files: list[bytes], draw: random.Random) -> dict[str, list[bytes]]:
         "truncated": some(lambda d: d[: draw.randrange(len(d))]),
         "one to eight bits flipped": some(lambda d: flipped(d, draw.randint(1, 8), False)),
         "extended": some(lambda d: d + draw.randbytes(draw.randint(1, 64))),
-        "foreign, empty, random": foreign + [draw.randbytes(draw.randrange(2000)) for _ in range(PER_KIND - len(foreign))],
+        "foreign, empty, random": [
+            *foreign, *(draw.randbytes(draw.randrange(2000)) for _ in range(PER_KIND - len(foreign)))
+        ],
         "other version or model, valid checksum": some(
             lambda d: forge(d, version=draw.choice([0, 1, 3, 255])) if draw.random() < 0.5
             else forge(d, model=draw.randbytes(4))
         ),
         "declared size changed, valid checksum": some(lambda d: _resized(d, draw, sizes)),
-        "declared length wrong": some(lambda d: forge(d, size=draw.choice([0, 1, 2**31, 2**32 - 1, len(d), len(d) - 25]))),
+        "declared length wrong": some(
+            lambda d: forge(d, size=draw.choice([0, 1, 2**31, 2**32 - 1, len(d), len(d) - 25]))
+        ),
         "level changed, valid checksum": some(
             lambda d: forge(d, level=int(unpack(d).level * 4096 + draw.choice([1, 5, 100, 3000, 20_000])) % 65536)
         ),

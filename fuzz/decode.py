@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fuzz target of the decoder for atheris; docs/safety.md tells how to run it.
 
-The first byte that the fuzzer gives says whether the rest is a whole file, or header fields and a payload of a file whose
-checksum is then corrected: otherwise nearly everything would end at the checksum.
+The first byte that the fuzzer gives says whether the rest is a whole file, or header fields and a payload of a file
+whose checksum is then corrected: otherwise nearly everything would end at the checksum.
 """
 
 import struct

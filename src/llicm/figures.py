@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
 from torch import Tensor
 
 from llicm.benchmark import records as _records
@@ -88,26 +89,35 @@ def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int, palette: bool = False) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes.
 
     Args:
         figure: made by a function of this module.
         path: ends in ``.png``; its folder is made.
         dpi: pixels per inch.
+        palette: see :func:`png`.
     """
     if Path(path).suffix != ".png":
         raise ValueError(f"figures are written as .png, not {path}")
-    write_atomically(path, png(figure, dpi))
+    write_atomically(path, png(figure, dpi, palette))
 
 
-def png(figure: Figure, dpi: int) -> bytes:
-    """The bytes of a figure as PNG, e.g. to show it in a notebook."""
+def png(figure: Figure, dpi: int, palette: bool = False) -> bytes:
+    """The bytes of a figure as PNG, e.g. to show it in a notebook.
+
+    Args:
+        palette: 256 colours for a figure without photos: it looks the same and has a third of the bytes.
+    """
     buffer = io.BytesIO()
     with matplotlib.style.context(["default", STYLE]):
         # No version of matplotlib among the metadata.
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    if not palette or any(image.get_array().ndim == 3 for axis in figure.axes for image in axis.images):
+        return buffer.getvalue()
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def method_label(method: str) -> str:
@@ -545,7 +555,6 @@ def diffusion_steps(
     figure, axes = _grid(len(metrics), 3, 2.9, label, "")
     tasks = list(dict.fromkeys(of["task"]))
     colours = [colour for colour, _ in (*FAMILIES.values(), *OTHER_FAMILIES)]
-    handles = []
     for axis, metric in zip(axes, metrics, strict=True):
         info = metric_info(metric)
         chosen = of[of["metric"] == metric]

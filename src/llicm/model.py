@@ -76,8 +76,8 @@ def load_model(path: str | Path | None = None) -> LLICM:
     path = default_model() if path is None else Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such model. Get the published one with `dvc pull {DEFAULT_MODEL}` in the repository, make it "
-            "with `dvc repro`, or name a file with --model"
+            f"{path}: no such model. Get the published one with `make model` in the repository (it runs `dvc pull "
+            f"{DEFAULT_MODEL.parent}`), make it with `dvc repro`, or name a file with --model"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -92,7 +92,7 @@ def load_model(path: str | Path | None = None) -> LLICM:
         guide = _guide(config["guide"], _below(state, "guide.")) if config["guide"] else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a model of this project ({reason}); get it again with `dvc pull`") from None
+        raise UserError(f"{path}: not a model of this project ({reason}); get it again with `make model`") from None
     return LLICM(parts["codec"], parts["restorer"], guide).eval()
 
 

@@ -381,7 +381,7 @@ def write_timing(folder: Path, out: Path) -> bool:
     metrics = family.get("metrics") or values["evaluate"]["metrics"]
     write_atomically(out / "steps.csv", times.read_bytes())
     figure = diffusion_steps(records, steps_of(family), metrics, seconds)
-    save_figure(figure, out / "steps.png", values["figures"]["dpi"])
+    save_figure(figure, out / "steps.png", values["figures"]["dpi"], palette=True)
     return True
 
 

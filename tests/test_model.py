@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from llicm.codec.learned import make_codec
+from llicm.errors import UserError
+from llicm.framework import LLICM, load_part, save_part
+from llicm.model import DEFAULT_MODEL, default_model, load_model, save_model
+from llicm.restore.registry import make_restorer
+from llicm.vlm.guide import Guide, Oracle
+
+
+@pytest.fixture(scope="module")
+def system(tiny_daclip, tmp_path_factory):
+    """A whole system as the pipeline has it: parts that went through their files."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("parts")
+    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
+    codec.finish()
+    model = copy.deepcopy(tiny_daclip)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(value.half().float())
+    guide = Guide(model, "windows")
+    restorer = make_restorer(
+        "direct", width=8, blocks=[1, 1, 1], coded=True, context={"degradation": guide.width, "content": guide.width}
+    )
+    with torch.no_grad():
+        restorer.residual.weight.normal_(0, 0.1)
+        restorer.steering["degradation"].weight.normal_(0, 3)
+        restorer.pivot.weight.normal_()
+        restorer.affine.bias.normal_(0, 10)
+    save_part(codec, folder / "codec.safetensors")
+    save_part(restorer, folder / "restorer.safetensors")
+    return LLICM(*(load_part(kind, folder / f"{kind}.safetensors") for kind in ("codec", "restorer")), guide)
+
+
+@pytest.fixture
+def x():
+    return torch.rand(3, 70, 50, generator=torch.Generator().manual_seed(1))
+
+
+def test_one_file_holds_the_whole_system(system, x, tmp_path):
+    save_model(system, tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    data = system.compress(x, 1)
+    assert again.compress(x, 1) == data
+    for task in (None, "rainy", "low-light, noisy"):
+        for ours, theirs in zip(system.decompress(data, task), again.decompress(data, task), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+    told, other = (again.decompress(data, task)[1] for task in ("rainy", "hazy"))
+    assert not torch.allclose(told, other, atol=1e-4), "the words must matter, or the test says nothing"
+    save_model(again, tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_the_text_tower_stays_behind_and_unknown_words_are_refused(system, x, tmp_path):
+    save_model(system, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert not [n for n in names if "token_embedding" in n or n.startswith("guide.clip.transformer")]
+    again = load_model(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="foggy.*this model knows motion-blurry"):
+        again.decompress(again.compress(x, 1), "foggy")
+
+
+def test_parts_may_be_absent(system, x, tmp_path):
+    save_model(LLICM(system.codec, None), tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    assert again.restorer is None and again.guide is None
+    decoded, enhanced = again.decompress(again.compress(x, 1))
+    assert torch.equal(decoded, enhanced)
+
+
+def test_an_oracle_is_not_saved(system, tmp_path):
+    with pytest.raises(ValueError, match="looks at images"):
+        save_model(LLICM(system.codec, system.restorer, Oracle(["noisy"])), tmp_path / "model.safetensors")
+
+
+def test_a_missing_model_tells_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="nowhere.safetensors: no such model.*dvc pull.*dvc repro"):
+        load_model(tmp_path / "nowhere.safetensors")
+
+
+def test_damaged_and_foreign_files_are_named(system, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(system, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="model.safetensors: not a model of this project"):
+        load_model(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="not a model of this project"):
+        load_model(path)
+    save_file({"a": torch.zeros(2)}, path, metadata={"config": json.dumps({"format": 99})})
+    with pytest.raises(UserError, match="format 99, but this program reads 1"):
+        load_model(path)
+
+
+def test_the_default_model_is_that_of_the_working_folder_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_model() != tmp_path / DEFAULT_MODEL
+    (tmp_path / DEFAULT_MODEL).parent.mkdir(parents=True)
+    (tmp_path / DEFAULT_MODEL).write_bytes(b"")
+    assert default_model() == tmp_path / DEFAULT_MODEL
