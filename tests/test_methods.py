@@ -116,3 +116,17 @@ def test_methods_that_differ_in_diffusion_steps(models, photo, tmp_path):
     assert not torch.equal(one.run(photo, 30).output, five.run(photo, 30).output)
     with pytest.raises(UserError, match="'one' has steps, but its restorer is no diffusion model"):
         load_methods("f", spec | {"restorer": "direct"}, tmp_path, NO_VLM)
+
+
+@pytest.mark.parametrize("codec, level", [("jpeg", 40), ("heic", 20)])
+def test_a_restorer_adapted_to_a_conventional_codec_is_told_the_quality(models, photo, tmp_path, codec, level):
+    plain = load_methods("f", family(codec, [level]), models, NO_VLM)[1].run(photo, level)
+    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], coded=True)
+    seen = []
+    save_part(restorer, tmp_path / "adapted" / "restorer.safetensors")
+    spec = {"codec": codec, "models": "adapted", "methods": {"c>a": "after"}, "levels": [level]}
+    (adapted,) = load_methods("f", spec, tmp_path, NO_VLM)
+    adapted.restorer.register_forward_pre_hook(lambda module, args: seen.append(float(args[1])))
+    told = adapted.run(photo, level)
+    assert len(told.data) == len(plain.data) + 1 and torch.equal(told.decoded, plain.decoded)
+    assert seen == [pytest.approx(level / {"jpeg": 100, "heic": 51}[codec], abs=0.5 / 255)]

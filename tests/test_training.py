@@ -11,7 +11,7 @@ from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.objectives import DISTANCES, distance
 from llicm.restore.direct import make_restorer
-from llicm.training import Objective, Trainer, learning_rate, restorer_context, train_arm
+from llicm.training import Objective, Trainer, Transcoder, learning_rate, restorer_context, train_arm
 from llicm.vlm.clip import degradation_text
 from llicm.vlm.context import Context
 from llicm.vlm.guide import Guide, Oracle
@@ -361,3 +361,45 @@ def test_mixed_rows_are_of_no_task_in_the_log(photos):
     alone, mixed = (listen(photos, TASKS, share, 0.0)[1] for share in (0.0, 1.0))
     assert {f"psnr/{task}" for task in TASKS} < set(alone)
     assert set(mixed) == {"step", "loss", "bpp"}
+
+
+def test_a_restorer_is_adapted_to_conventional_codecs(photos, tmp_path):
+    arm(photos, tmp_path, "restorer", {"trains": ["restorer"], "start": None, "objective": RESTORE})
+    spec = {
+        "trains": ["restorer"], "start": {"restorer": "separate/restorer/trunk.safetensors"}, "objective": RESTORE,
+        "codecs": {"webp": [5, 80], "jpeg": [5, 70]},
+    }  # fmt: skip
+    for out in ("once", "again"):
+        trained = arm(photos, tmp_path, "conventional", spec, out=tmp_path / out)
+    files = [tmp_path / out / "restorer.safetensors" for out in ("once", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    restorer = load_part("restorer", files[0])
+    assert restorer.coded and not load_part("restorer", tmp_path / "separate/restorer/restorer.safetensors").coded
+    assert restorer.code.weight.abs().sum() > 0, "the quality must reach the restorer"
+    assert trained.system.codec is None and trained.step == TRAINING["trunk"] + TRAINING["branch"]
+
+
+def test_what_the_transcoder_makes(photos):
+    x = torch.stack([photo[:, :64, :64] for photo in photos * 8])
+    torch.manual_seed(3)
+    decoded, quality = Transcoder({"webp": [0, 100], "heic": [0, 51]})(x)
+    error = (decoded - x).square().mean((1, 2, 3))
+    assert ((0 <= quality) & (quality <= 1)).all() and len(set(quality.tolist())) > 8
+    assert torch.corrcoef(torch.stack([quality, error.log()]))[0, 1] < -0.5
+    with pytest.raises(UserError, match="codec 'bpg' is unknown; choose one of learned, raw, avif"):
+        Transcoder({"bpg": [0, 1]})
+    low, _ = Transcoder({"webp": [1, 1]})(x)
+    assert torch.equal(low, Transcoder({"webp": [1, 1]})(x)[0])
+
+
+def test_a_specialist_sees_its_task_alone(photos, tmp_path):
+    spec = {"trains": ["restorer"], "start": None, "objective": RESTORE, "tasks": ["hazy"]}
+    trained = arm(photos, tmp_path, "specialist", spec)
+    assert trained.stream.tasks == ("hazy",)
+    assert not [name for row in trained.rows for name in row if "noisy" in name]
+
+
+def test_an_arm_has_one_kind_of_codec(photos, tmp_path):
+    spec = {"trains": ["codec"], "start": None, "objective": RDO, "codecs": {"webp": [5, 80]}}
+    with pytest.raises(UserError, match="arm 'x' has codecs, so it can neither train"):
+        arm(photos, tmp_path, "x", spec)

@@ -95,7 +95,7 @@ class LLICM(nn.Module):
 
         Args:
             x: X (N, 3, H, W) in [0, 1].
-            level: (N,), of the codec; None without one.
+            level: (N,), of the codec; without one the relative level at which x was coded before, or None.
             told: for each image the degradation in words, or None to have it detected.
             ideal: X_ideal (N, 3, H, W), that a diffusion restorer learns from; without it, it is sampled from.
             diffusion: name of the diffusion restorer's own loss (see `llicm.restore.irsde`); None for its usual one.
@@ -103,7 +103,7 @@ class LLICM(nn.Module):
         Returns:
             X̂, X̂_H, the likelihoods of the latents, and the diffusion restorer's own loss.
         """
-        decoded, seen, likelihoods, code = x, x, {}, None
+        decoded, seen, likelihoods, code = x, x, {}, level
         if self.codec is not None:
             coded = self.codec(x, level)
             decoded, likelihoods = coded["x_hat"], coded["likelihoods"]

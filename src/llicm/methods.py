@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llicm.codec.conventional import ConventionalCodec, find_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.images import quantize8
@@ -166,11 +167,10 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
             image, level = system.codec.decode(data)
             return image, float(system.relative_level(torch.tensor(level)))
     else:
-        codec = _conventional(spec["codec"])
-        encode = codec.encode
-
-        def decode(data):
-            return codec.decode(data), None
+        codec = RawCodec() if spec["codec"] == "raw" else find_codec(spec["codec"])
+        encode, decode = codec.encode, _uncoded(codec)
+        if restorer is not None and restorer.coded and spec["codec"] != "raw":
+            encode, decode = _with_level(codec)
 
     return [
         Method(
@@ -189,13 +189,21 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
     ]
 
 
-def _conventional(name: str):
-    from llicm.codec.conventional import CONVENTIONAL
+def _uncoded(codec):
+    return lambda data: (codec.decode(data), None)
 
-    if name == "raw":
-        return RawCodec()
-    if name not in CONVENTIONAL:
-        names = ", ".join(["learned", "raw", *sorted(CONVENTIONAL)])
-        raise UserError(f"params.yaml: codec '{name}' is unknown; choose one of {names}")
-    codec = CONVENTIONAL[name]
-    return codec() if isinstance(codec, type) else codec
+
+def _with_level(codec: ConventionalCodec):
+    """Encoder and decoder of files with one byte more, for a restorer that knows the relative level.
+
+    These formats do not tell their quality, and a learned codec's file does; so that the comparison is fair both ways,
+    the restorer adapted to them is told too, and the byte counts.
+    """
+
+    def encode(image: Tensor, quality: float) -> bytes:
+        return codec.encode(image, quality) + bytes([round(255 * codec.relative_level(quality))])
+
+    def decode(data: bytes) -> tuple[Tensor, float]:
+        return codec.decode(data[:-1]), data[-1] / 255
+
+    return encode, decode

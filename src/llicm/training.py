@@ -24,7 +24,7 @@ from llicm.objectives import bits_per_pixel, distance
 from llicm.vlm.clip import degradation_text
 from llicm.vlm.guide import Oracle, guide_for, load_guide
 
-__all__ = ["Objective", "Trainer", "bf16_pays", "learning_rate", "restorer_context", "train_arm"]
+__all__ = ["Objective", "Trainer", "Transcoder", "bf16_pays", "learning_rate", "restorer_context", "train_arm"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,36 @@ def bf16_pays() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
+class Transcoder:
+    """Sends training images through conventional codecs, for a restorer that is adapted to what those make of X.
+
+    Args:
+        codecs: name -> (lowest, highest) quality; every image draws a codec and a quality.
+
+    Raises:
+        UserError: a codec is unknown, or missing here.
+    """
+
+    def __init__(self, codecs: dict[str, list[int]]):
+        from llicm.codec.conventional import find_codec
+
+        self.codecs = [(find_codec(name), low, high) for name, (low, high) in codecs.items()]
+        for codec, _, _ in self.codecs:
+            if reason := codec.missing():
+                raise UserError(f"params.yaml: an arm is to learn from the codec {codec.name}. {reason}")
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X (N, 3, H, W) in [0, 1] to X̂, and the relative qualities (N,) in [0, 1]; draws from torch's generator."""
+        decoded, quality = torch.empty_like(x), torch.empty(len(x))
+        choice, place = torch.randint(len(self.codecs), (len(x),)).tolist(), torch.rand(len(x)).tolist()
+        for row, (which, where) in enumerate(zip(choice, place, strict=True)):
+            codec, low, high = self.codecs[which]
+            level = min(low + int(where * (high - low + 1)), high)
+            decoded[row] = codec.decode(codec.encode(x[row].cpu(), level))
+            quality[row] = codec.relative_level(level)
+        return decoded, quality.to(x)
+
+
 class Trainer:
     """Trains the parts named in `trains` of a system; the others are frozen.
 
@@ -100,6 +130,7 @@ class Trainer:
         clip: limit of each part's gradient norm.
         first: update to begin with, for an arm that goes on from a trunk.
         told: share of the rows whose degradation the guide is told in words, so that it can be told later.
+        transcoder: codecs in place of the system's own, which it then lacks; or None.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
         seed: of the levels and the quantisation noise; step s depends on (seed, s) alone.
         log_every: updates between two rows of the log.
@@ -108,7 +139,7 @@ class Trainer:
     def __init__(
         self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
         steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
-        first: int = 0, told: float = 0.0,
+        first: int = 0, told: float = 0.0, transcoder: Transcoder | None = None,
     ):  # fmt: skip
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -124,6 +155,7 @@ class Trainer:
         )
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
         self.trains, self.clip, self.seed, self.log_every, self.told = trains, clip, seed, log_every, told
+        self.transcoder = transcoder
         self.schedule = {"peak": lr, "warmup": warmup, "steps": steps}
         if objective.alpha:
             system.most = objective.gamma / objective.alpha
@@ -189,9 +221,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             level, lmbda = self._levels(len(x), device)
+            coded = x
+            if self.transcoder is not None:
+                coded, level = self.transcoder(x)
             told = self._told(batch)
             with self.accelerator.autocast():
-                output = self.model(x, level, told, ideal, self.objective.diffusion)
+                output = self.model(coded, level, told, ideal, self.objective.diffusion)
             loss, bpp = self.objective(output, x, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
@@ -297,7 +332,8 @@ def train_arm(
 
     Args:
         spec: `trains` (parts to update), `start` (or null), `objective`, and, all optional, `context` (what steers a
-            new restorer: see `restorer_context`), `restorer` (in place of the study's), `steps` and `trunk`.
+            new restorer: see `restorer_context`), `restorer` (in place of the study's), `steps` and `trunk`, `tasks`
+            (fewer than the study's, for a specialist), `codecs` (see `Transcoder`).
         photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
         data, codec, restorer, training: groups of params.yaml. vlm: folder of the vision-language model.
         out: folder of this arm's weights. checkpoint: see `llicm.study.scratch`; None to go without.
@@ -310,7 +346,7 @@ def train_arm(
     from llicm.restore.registry import make_restorer
 
     torch.manual_seed(seed)
-    start = spec["start"] or {}
+    start, tasks = spec["start"] or {}, spec.get("tasks") or tasks
     parts = {kind: load_part(kind, Path(models) / file) for kind, file in start.items()}
     fresh = [kind for kind in spec["trains"] if kind not in parts]
     if "codec" in fresh:
@@ -319,7 +355,10 @@ def train_arm(
         context = restorer_context(spec.get("context") or "none", tasks, vlm)
         parts["restorer"] = make_restorer(**(spec.get("restorer") or restorer), context=context)
     system = LLICM(parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm))
-    if len(parts) == 2:
+    transcoder = Transcoder(spec["codecs"]) if spec.get("codecs") else None
+    if transcoder is not None and "codec" in parts:
+        raise UserError(f"params.yaml: arm '{name}' has codecs, so it can neither train nor start from a learned one")
+    if len(parts) == 2 or transcoder is not None:
         system.restorer.coded = True
     steps, parting = training["trunk"] + training["branch"], training["trunk"]
     if spec.get("steps"):
@@ -335,7 +374,7 @@ def train_arm(
         system, spec["trains"], Objective(**spec["objective"]), stream, tasks,
         steps=steps, first=first, warmup=training["warmup"], lr=training["lr"], clip=training["clip"],
         precision=training["precision"], seed=seed, log_every=training["log_every"],
-        told=1.0 if isinstance(system.guide, Oracle) else training["told"],
+        told=1.0 if isinstance(system.guide, Oracle) else training["told"], transcoder=transcoder,
     )  # fmt: skip
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:

@@ -23,7 +23,7 @@ vvc        program  0 to 63, 63 - QP                                   VTM, or v
 The published BPG, AV1 and VTM anchors are 4:4:4, to be compared with `heic`, `avif444` and `vvc` by VTM; those of
 JPEG and WebP are 4:2:0. :func:`available` says which codecs cannot be used here, and why.
 
-A further codec is one class:
+A further codec is one class, here or in a module of its own in this package (then no model is trained again):
 
     @register("name")
     class Name(ConventionalCodec): ...
@@ -32,6 +32,7 @@ A further codec is one class:
 import importlib
 import io
 import os
+import pkgutil
 import re
 import shutil
 import struct
@@ -48,10 +49,11 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+import llicm.codec
 from llicm.errors import BitstreamError, UserError
 from llicm.limits import check_size
 
-__all__ = ["CONVENTIONAL", "ConventionalCodec", "available", "register"]
+__all__ = ["CONVENTIONAL", "ConventionalCodec", "available", "find_codec", "register"]
 
 CONVENTIONAL: dict[str, "ConventionalCodec"] = {}
 
@@ -68,8 +70,28 @@ def register(name: str):
     return add
 
 
+def find_codec(name: str) -> "ConventionalCodec":
+    """The codec of this name.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
+    _import_all()
+    if name not in CONVENTIONAL:
+        known = ", ".join(sorted(CONVENTIONAL))
+        raise UserError(f"params.yaml: codec '{name}' is unknown; choose one of learned, raw, {known}")
+    return CONVENTIONAL[name]
+
+
+def _import_all() -> None:
+    """Codecs in modules of their own register themselves when they are imported."""
+    for module in pkgutil.iter_modules(llicm.codec.__path__, "llicm.codec."):
+        importlib.import_module(module.name)
+
+
 def available() -> dict[str, str | None]:
     """For each registered codec: None if it can be used here, else a sentence: why not and what to install."""
+    _import_all()
     return {name: codec.missing() for name, codec in sorted(CONVENTIONAL.items())}
 
 
@@ -98,6 +120,11 @@ class ConventionalCodec:
         if features.check(self.feature):
             return None
         return f"{self.name}: this Pillow has no {self.format} support: install the pinned Pillow."
+
+    def relative_level(self, quality: float) -> float:
+        """The quality on a scale from 0 (smallest file) to 1 (largest)."""
+        low, high = self.quality_range
+        return (quality - low) / (high - low)
 
     def options(self, quality: int) -> dict:
         """Pillow's save options that express `quality` (a larger value: a better picture, a larger file)."""
