@@ -12,7 +12,7 @@ from torch import Generator
 
 from llicm.data.corpus import load_photos
 from llicm.data.dead_leaves import _occlusion, dead_leaves
-from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, write_pairs
+from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, set_of, write_pairs
 from llicm.data.show import contact_sheet, leaves_sheet
 from llicm.data.stream import PairStream, _recolour
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER
@@ -322,6 +322,30 @@ def test_rewriting_replaces_and_a_failure_keeps_the_old(tmp_path):
     write_pairs({"new": photo(0)}, tmp_path, ["noisy"], 0.5, 0, "val", None)
     assert [p.name for p in read_pairs(tmp_path, "val", "noisy")] == ["new"]
     assert [p.name for p in (tmp_path / "val").iterdir()] == ["noisy"]
+
+
+def test_names_of_sets():
+    assert set_of("noisy", 0.5) == (["noisy"], 0.5) and set_of("clean", 0.5) == ([], 0.5)
+    assert set_of("noisy+low-light", 0.5) == set_of("low-light+noisy@0.5", 0.1) == (["low-light", "noisy"], 0.5)
+    for wrong in ("foggy", "noisy+noisy", "clean+noisy", "noisy@2", "noisy@", "noisy@x", ""):
+        with pytest.raises(UserError, match="tasks: "):
+            set_of(wrong, 0.5)
+
+
+def test_mixed_sets_severities_and_the_clean_control(tmp_path):
+    names = ["low-light", "noisy", "low-light+noisy", "noisy@0.9", "noisy@0.5", "clean"]
+    write_pairs({"a": photo(0)}, tmp_path, names, 0.5, 0, "val", None)
+    pair = {name: read_pairs(tmp_path, "val", name)[0] for name in names}
+
+    def error(name):
+        return float((pair[name].degraded - pair[name].ideal).square().mean())
+
+    assert error("clean") == 0 < error("noisy") < error("noisy@0.9")
+    assert torch.equal(pair["noisy"].degraded, pair["noisy@0.5"].degraded)
+    assert pair["low-light+noisy"].degraded.mean() < 0.8 * pair["noisy"].degraded.mean()
+    # the same noise, only stronger
+    both = torch.stack([(pair[n].degraded - pair[n].ideal).flatten() for n in ("noisy", "noisy@0.9")])
+    assert torch.corrcoef(both)[0, 1] > 0.95
 
 
 def test_foreign_pairs_match_by_stem(tmp_path):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Degraded and ideal pictures side by side on disk: ``<root>/<split>/<degradation>/{GT,LQ}/<name>.png``.
 
-The layout is that of the public paired datasets used for universal restoration, so that they drop in.
+The layout is that of the public paired datasets used for universal restoration, so that they drop in. Beside the
+degradations of one word there are sets of other names (see :func:`set_of`), as ``low-light+noisy`` or ``hazy@0.8``.
 """
 
 import hashlib
@@ -14,11 +15,11 @@ from typing import NamedTuple
 
 from torch import Generator, Tensor
 
-from llicm.degradations import degrade
+from llicm.degradations import CLEAN, IN_ORDER, degrade
 from llicm.errors import UserError
 from llicm.images import list_images, quantize8, read_image, write_png
 
-__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "stable_seed", "write_pairs"]
+__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "set_of", "stable_seed", "write_pairs"]
 
 
 class Pair(NamedTuple):
@@ -27,6 +28,32 @@ class Pair(NamedTuple):
     name: str
     ideal: Tensor
     degraded: Tensor
+
+
+def set_of(name: str, severity: float) -> tuple[list[str], float]:
+    """What a set of test pairs suffers: its degradations in the order in which they happen, and their severity.
+
+    A name is a degradation word, or several joined by ``+``, or ``clean`` for none; ``@`` and a number in [0, 1] at the
+    end set the severity, which is otherwise the given one. ``clean`` is a control: what does a method cost when
+    nothing is wrong?
+
+    Raises:
+        UserError: an unknown word, a word twice, or a wrong severity.
+    """
+    words, at, number = name.partition("@")
+    words = words.split("+")
+    known = [*IN_ORDER, CLEAN]
+    for word in words:
+        if word not in known or words.count(word) > 1 or (word == CLEAN and len(words) > 1):
+            raise UserError(f"tasks: no set of pairs can be called {name!r}; use one or more of {', '.join(known)}.")
+    if at:
+        try:
+            severity = float(number)
+        except ValueError:
+            severity = -1.0
+        if not 0 <= severity <= 1:
+            raise UserError(f"tasks: {name!r} must end in a severity from 0 to 1, such as @0.8.")
+    return sorted((word for word in words if word != CLEAN), key=IN_ORDER.index), severity
 
 
 def write_pairs(
@@ -43,8 +70,8 @@ def write_pairs(
     Args:
         photos: name -> (3, H, W) in [0, 1].
         root: folder of the splits; created.
-        words: degradation words.
-        severity: in [0, 1], the same for all.
+        words: degradation words, or other names of sets (see :func:`set_of`).
+        severity: in [0, 1], the same for all without one of their own.
         seed: with word and name it makes the seed of each picture, so neither order nor company matters.
         split: ``train`` or ``val``.
         max_side: photos are cut to at most this many pixels a side, at the centre; None keeps them whole.
@@ -53,22 +80,26 @@ def write_pairs(
         The word folders. Each is written under a temporary name first, then put in place of an older one.
 
     Raises:
-        UserError: an unknown degradation word.
+        UserError: an unknown degradation word or name of a set.
     """
     parent = Path(root) / split
     parent.mkdir(parents=True, exist_ok=True)
     done = []
     for word in words:
+        suffered, level = set_of(word, severity)
         folder = parent / word
         temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{word}."))
         try:
             temporary.chmod(0o755)
             for name, photo in photos.items():
                 ideal = quantize8(centre_crop(photo, max_side))
-                generator = Generator().manual_seed(stable_seed(seed, word, name))
-                degraded = degrade(word, ideal[None], severity, generator)[0]
+                # the same for all severities: what differs between them is then the severity alone
+                generator = Generator().manual_seed(stable_seed(seed, "+".join(suffered), name))
+                degraded = ideal[None]
+                for each in suffered:
+                    degraded = degrade(each, degraded, level, generator)
                 write_png(ideal, temporary / "GT" / f"{name}.png")
-                write_png(degraded, temporary / "LQ" / f"{name}.png")
+                write_png(degraded[0], temporary / "LQ" / f"{name}.png")
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llicm.data import catalogue as module
+from llicm.data.catalogue import add, catalogue, check_apart, folder_of, known_sets, overlap, registry, split
+from llicm.data.corpus import load_photos
+from llicm.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+WANTED = (
+    "kodak", "cbsd68", "bsds500_test", "rain100h", "gopro", "lol", "reside-6k", "raindrop", "srd", "snow100k",
+    "celeba-hq-256",
+)  # fmt: skip
+
+
+def pictures(folder, names, shade=0):
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (80, 70), (shade, number, 0)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A catalogue of two small sets whose pictures exist, and a paired one."""
+    sets = {}
+    for shade, name in enumerate(("red", "green")):
+        folder = pictures(tmp_path / name, ["a.png", "b.png"], 100 * shade)
+        sums = {path.name: module._digest(path) for path in folder.iterdir()}
+        sets[name] = module.DataSet(name, name.title(), "nowhere", "free", "80x70", "photos", count=2, sha256=sums)
+    sets["storm"] = module.DataSet(
+        "storm", "Storm", "nowhere", "free", "80x70", "pairs", train=2, val=1, degradation="rainy"
+    )
+    monkeypatch.setattr(module, "catalogue", lambda: sets)
+    return tmp_path
+
+
+def test_the_catalogue_is_complete():
+    assert set(WANTED) <= set(catalogue())
+    for entry in catalogue().values():
+        assert entry.title and entry.source and entry.licence and entry.kind in ("photos", "pairs")
+        assert entry.count if entry.kind == "photos" else entry.train and entry.val and entry.degradation
+        assert not entry.sha256 or len(entry.sha256) == entry.count
+
+
+@pytest.mark.parametrize(
+    "first, second, shared",
+    [("cbsd68", "bsds500_val", "wholly"), ("bsds500_train", "rain100h", "75"), ("live1", "kodak", "19")],
+)
+def test_known_overlaps(first, second, shared):
+    assert shared in overlap(first, second) and overlap(first, second) == overlap(second, first)
+    assert overlap("bsds500_test", "kodak") is None and overlap("kodak", "kodak")
+
+
+def test_a_copy_is_verified_and_registered(small):
+    assert add("red", small / "red", small / "datasets") == 2
+    assert folder_of("red", small / "datasets") == (small / "red").resolve()
+    (small / "red" / "b.png").write_bytes((small / "red" / "a.png").read_bytes())
+    with pytest.raises(UserError, match="b.png: this file differs from the set's"):
+        add("red", small / "red", small / "datasets")
+    (small / "red" / "b.png").rename(small / "red" / "c.png")
+    with pytest.raises(UserError, match="c.png: this file is none of the set's"):
+        add("red", small / "red", small / "datasets")
+    (small / "red" / "c.png").unlink()
+    with pytest.raises(UserError, match="red: 1 pictures, but Red has 2"):
+        add("red", small / "red", small / "datasets")
+    assert list(registry(small / "datasets")) == ["red"]  # what was right stays
+
+
+def test_what_is_not_there_is_told(small):
+    with pytest.raises(UserError, match="blue: not in the catalogue.*red, green"):
+        add("blue", small, small / "datasets")
+    with pytest.raises(UserError, match="red: no copy is registered.*nowhere.*llicm data add red"):
+        folder_of("red", small / "datasets")
+    (small / "datasets").mkdir()
+    (small / "datasets" / "registry.json").write_text('{"red": 3}')
+    with pytest.raises(UserError, match="registry.json: damaged"):
+        registry(small / "datasets")
+
+
+def test_pairs_are_verified(small):
+    for part, names in (("train", ["1.png", "2.png"]), ("val", ["1.png"])):
+        for kind in ("GT", "LQ"):
+            pictures(small / "storm" / part / "rainy" / kind, names)
+    assert add("storm", small / "storm", small / "datasets") == 3
+    (small / "storm" / "train" / "rainy" / "GT" / "2.png").unlink()
+    with pytest.raises(UserError, match="2.png: no ideal picture"):
+        add("storm", small / "storm", small / "datasets")
+    (small / "storm" / "val" / "rainy" / "LQ" / "1.png").unlink()
+    (small / "storm" / "train" / "rainy" / "LQ" / "2.png").unlink()
+    with pytest.raises(UserError, match="1 pictures, but Storm has 2 there"):
+        add("storm", small / "storm", small / "datasets")
+
+
+def test_a_split_is_what_a_study_reads(small):
+    for name in ("red", "green"):
+        add(name, small / name, small / "datasets")
+    assert split("red", "green", small / "photos", small / "datasets") == {"train": 2, "test": 2}
+    corpus = load_photos(small / "photos")
+    assert list(corpus.train) == list(corpus.test) == ["a", "b"]
+    assert "Red (nowhere)" in (small / "photos" / "SOURCES.txt").read_text()
+    with pytest.raises(UserError, match="photos: exists already"):
+        split("red", "green", small / "photos", small / "datasets")
+    with pytest.raises(UserError, match="red cannot train what red is to test"):
+        split("red", "red", small / "other", small / "datasets")
+    with pytest.raises(UserError, match="storm: a set of pairs"):
+        split("storm", "red", small / "other", small / "datasets")
+
+
+def test_overlapping_sets_are_refused_by_their_contents(small, monkeypatch):
+    for name in ("red", "green"):
+        add(name, small / name, small / "datasets")
+    split("red", "green", small / "photos", small / "datasets")
+    assert known_sets((small / "photos" / "train").iterdir()) == {"red"}
+    check_apart(small / "photos")
+    monkeypatch.setattr(module, "overlap", lambda a, b: "they share all" if {a, b} == {"red", "green"} else None)
+    with pytest.raises(UserError, match="train holds photos of red, and test of green: they share all"):
+        check_apart(small / "photos")
+    with pytest.raises(UserError, match="red cannot train what green is to test"):
+        split("red", "green", small / "again", small / "datasets")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/datasets beside this repository")
+def test_real_copies(tmp_path):
+    assert add("kodak", SHARED / "kodak", tmp_path) == 24
+    assert add("bsds500_test", SHARED / "bsds500_test", tmp_path) == 200
+    assert split("bsds500_test", "kodak", tmp_path / "photos", tmp_path) == {"train": 200, "test": 24}
+    check_apart(tmp_path / "photos")
+    assert json.loads((tmp_path / "registry.json").read_text())["kodak"]["path"] == str(SHARED / "kodak")
