@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of public datasets: where each comes from, how to know it is whole, and which must not meet.
 
-It holds no pictures. `add` verifies a copy that a user has and registers its place in ``registry.json``; `split` then lays a training set and a test set side by side, as a study reads photos, and refuses two that share pictures. What
-is known of the sets is in ``catalogue.json`` beside this file, so that a further one is an entry there.
+It holds no pictures. `add` verifies a copy that a user has and registers its place in ``registry.json``; `split` then
+lays a training set and a test set side by side, as a study reads photos, and refuses two that share pictures. What is
+known of the sets is in ``catalogue.json`` beside this file, so that a further one is an entry there.
 """
 
 import functools
