@@ -33,16 +33,20 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 
 __all__ = [
+    "abnormal_why",
     "bd_heatmap",
     "bd_markdown",
     "confusion",
     "diffusion_steps",
+    "line_styles",
     "method_label",
     "picture_rows",
     "picture_strip",
     "png",
+    "rate_gap",
     "rate_perception",
     "save_figure",
+    "styled",
     "training_curves",
 ]
 
@@ -71,8 +75,12 @@ FAMILIES = {  # family -> colour, marker
     "llicm": ("#D55E00", "D"),
     "irsde": ("#0072B2", "P"),
     "llicm-irsde": ("#000000", "X"),
+    "jpeg2000": ("#A08F00", "h"),
+    "avif": ("#882255", "<"),
+    "heic": ("#44AA99", ">"),
 }
-OTHER_FAMILIES = (("#A08F00", "h"), ("#882255", "<"), ("#44AA99", ">"))
+OTHER_FAMILIES = (("#7F7F7F", "p"), ("#999933", "d"), ("#AA4499", "8"))
+ADAPTED = "-."  # line of a conventional codec whose restorer is adapted to it
 ORDERS = {"alone": ":", "after": "-", "before": "--"}
 OTHER_ORDERS = ("-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_LINES = (("0.45", (0, (1, 1))), ("0.1", (0, (6, 2))), ("0.45", (0, (8, 2, 1, 2))))
@@ -80,7 +88,9 @@ REFERENCE_LINES = (("0.45", (0, (1, 1))), ("0.1", (0, (6, 2))), ("0.45", (0, (8,
 LOG_FROM = 10
 
 
-def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorator: draw in the style of all figures."""
+
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         with matplotlib.style.context(["default", STYLE]):
@@ -90,17 +100,23 @@ def _styled(function: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int, palette: bool = False) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes.
+    """Write a figure as PNG or JPEG, whole or not at all; the same figure gives the same bytes.
 
     Args:
         figure: made by a function of this module.
-        path: ends in ``.png``; its folder is made.
+        path: ends in ``.png``, or in ``.jpg`` for a page of photos, which has a fifth of the bytes then; its folder is
+            made.
         dpi: pixels per inch.
         palette: see :func:`png`.
     """
-    if Path(path).suffix != ".png":
-        raise ValueError(f"figures are written as .png, not {path}")
-    write_atomically(path, png(figure, dpi, palette))
+    if Path(path).suffix not in (".png", ".jpg"):
+        raise ValueError(f"figures are written as .png or .jpg, not {path}")
+    data = png(figure, dpi, palette and Path(path).suffix == ".png")
+    if Path(path).suffix == ".jpg":
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=93, subsampling=0)
+        data = buffer.getvalue()
+    write_atomically(path, data)
 
 
 def png(figure: Figure, dpi: int, palette: bool = False) -> bytes:
@@ -143,7 +159,7 @@ def _grid(panels: int, columns: int, height: float, x_label: str, y_label: str) 
     return figure, axes
 
 
-@_styled
+@styled
 def rate_perception(
     records: pd.DataFrame,
     metric: str,
@@ -175,7 +191,7 @@ def rate_perception(
     curves = _records.mean_curves(records, metric)
     tasks = _chosen(tasks, sorted({task for _, task in curves}), "task")
     methods = _chosen(methods, sorted({method for method, _ in curves}), "method")
-    styles = _line_styles(records, methods)
+    styles = line_styles(records, methods)
     if references is None:
         references = _records.references(records, metric)
     info = metric_info(metric)
@@ -230,21 +246,28 @@ def _chosen(names: Sequence[str] | None, known: Sequence[str], kind: str) -> lis
     return list(names)
 
 
-def _line_styles(records: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict]:
+def line_styles(records: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict]:
     """Colour and marker by family, line style by order."""
     about = records.drop_duplicates("method").set_index("method")[["family", "order"]]
-    families = [f for f in dict.fromkeys(about.loc[list(methods), "family"]) if f not in FAMILIES]
+    # A family with several codecs: each has the colour of its codec.
+    own = {
+        method: next((part for part in method.split(">") if part in FAMILIES), family)
+        if (family := about.loc[method, "family"]) not in FAMILIES
+        else family
+        for method in methods
+    }
+    families = [f for f in dict.fromkeys(own.values()) if f not in FAMILIES]
     orders = [o for o in dict.fromkeys(about.loc[list(methods), "order"]) if o not in ORDERS]
     palette = FAMILIES | {f: OTHER_FAMILIES[i % len(OTHER_FAMILIES)] for i, f in enumerate(families)}
     dashes = ORDERS | {o: OTHER_ORDERS[i % len(OTHER_ORDERS)] for i, o in enumerate(orders)}
     styles = {}
     for method in methods:
-        family, order = about.loc[method]
-        colour, marker = palette[family]
+        order = about.loc[method, "order"]
+        colour, marker = palette[own[method]]
         styles[method] = {
             "color": colour,
             "marker": marker,
-            "linestyle": dashes[order],
+            "linestyle": ADAPTED if own[method] != about.loc[method, "family"] else dashes[order],
             "linewidth": 1.5,
             "markersize": 4.5,
             "markeredgewidth": 1.0,
@@ -254,7 +277,85 @@ def _line_styles(records: pd.DataFrame, methods: Sequence[str]) -> dict[str, dic
     return styles
 
 
-@_styled
+@styled
+def abnormal_why(
+    records: pd.DataFrame,
+    task: str,
+    methods: Sequence[str],
+    crops: Sequence[tuple[str, Tensor, str]] = (),
+    metric: str = "psnr",
+) -> Figure:
+    """Why quality falls with the rate: what is kept of the degradation in X̂, and what becomes of the output.
+
+    Args:
+        records: as read by ``read_records``, with the probe ``kept`` (see ``llicm.benchmark.probes``).
+        task: whose degradation is shown. methods: curves. metric: of the second panel.
+        crops: pictures below, as for :func:`picture_strip`: title, picture, what is written below it.
+
+    Returns:
+        Two panels over the rate, of the share of the degradation's energy in X̂ (in percent) and of the metric; below
+        them the pictures.
+    """
+    styles = line_styles(records, methods)
+    height = 3.4 + (2.4 if crops else 0)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 2.4)) if crops else (figure, None)
+    axes = upper.subplots(1, 2)
+    for axis, name in zip(axes, ("kept", metric), strict=True):
+        curves = _records.mean_curves(records, name)
+        for method in methods:
+            if (method, task) in curves:
+                curve = curves[method, task]
+                value = 100 * curve.value if name == "kept" else curve.value
+                axis.plot(curve.bpp, value, **styles[method])
+        axis.set_xlabel("rate (bits per pixel)")
+    axes[0].set_ylabel(f"energy of the degradation in X̂ (%), {task}")
+    axes[0].axhline(100, color="0.45", linestyle=(0, (1, 1)), linewidth=1.0)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylabel(f"output: {metric_info(metric).axis_label}")
+    handles = [Line2D([], [], label=method_label(m), **styles[m]) for m in methods]
+    upper.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+    if crops:
+        for axis, (title, picture, note) in zip(np.atleast_1d(lower.subplots(1, len(crops))), crops, strict=True):
+            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            axis.set_xlabel(note, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def rate_gap(records: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """How much larger real files are than the entropy model's estimate: a point an image, task and level.
+
+    Args:
+        records: as read by ``read_records``, with the probe ``bpp_estimated``. methods: those with a learned codec.
+    """
+    rows = records[(records["metric"] == "bpp_estimated") & records["method"].isin(methods)]
+    if not len(rows):
+        raise UserError("The records hold no estimated rates: evaluate a method with a learned codec.")
+    styles = line_styles(records, methods)
+    figure = Figure(figsize=(0.62 * WIDTH, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for method in methods:
+        of = rows[rows["method"] == method]
+        if len(of):
+            style = styles[method] | {"linestyle": "", "markersize": 3.5, "alpha": 0.6}
+            axis.plot(of["value"], 100 * (of["bpp"] / of["value"] - 1), **style, label=method_label(method))
+    axis.axhline(0, color="0.3", linewidth=1.0)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("estimated rate (bits per pixel)")
+    axis.set_ylabel("real file above the estimate (%)")
+    axis.legend(frameon=False)
+    return figure
+
+
+@styled
 def bd_heatmap(
     table: pd.DataFrame,
     metrics: str | Sequence[str],
@@ -448,7 +549,7 @@ def bd_markdown(
     return "\n".join(lines) + "\n"
 
 
-@_styled
+@styled
 def confusion(
     table: pd.DataFrame,
     words: Sequence[str] | None = None,
@@ -529,7 +630,7 @@ def _confused(table: pd.DataFrame, words: Sequence[str], level: float) -> np.nda
     return percent.reindex(index=list(words), columns=list(words), fill_value=0.0).to_numpy()
 
 
-@_styled
+@styled
 def diffusion_steps(
     records: pd.DataFrame, steps: Mapping[str, int], metrics: Sequence[str], seconds: Mapping[str, float] | None = None
 ) -> Figure:
@@ -583,7 +684,7 @@ def picture_strip(columns: Sequence[tuple[str, Tensor, str]]) -> Figure:
     return picture_rows([("", columns)])
 
 
-@_styled
+@styled
 def picture_rows(rows: Sequence[tuple[str, Sequence[tuple[str, Tensor, str]]]]) -> Figure:
     """Strips below each other, e.g. one a task. Titles stand once, above the first row.
 
@@ -632,7 +733,7 @@ def _lines(text: str) -> int:
     return text.count("\n") + 1 if text else 0
 
 
-@_styled
+@styled
 def training_curves(
     curves: Mapping[str, pd.DataFrame], columns: Sequence[str] | None = None, label: str = "", per_row: int = 3
 ) -> Figure:

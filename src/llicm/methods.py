@@ -9,20 +9,22 @@ A method is a codec, a restorer, and their order:
 """
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llicm.codec.conventional import ConventionalCodec, find_codec
+from llicm.codec.conventional import find_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.images import quantize8
 from llicm.vlm.guide import Oracle, guide_for
 
-__all__ = ["Coded", "Method", "ORDERS", "load_methods"]
+__all__ = ["Clock", "Coded", "Method", "ORDERS", "find_part", "load_methods"]
 
 ORDERS = ("alone", "after", "before")
 
@@ -45,6 +47,19 @@ class Coded:
         return 8 * len(self.data) / self.output[0].numel()
 
 
+class Clock:
+    """Seconds by name: ``with clock("encode"): ...`` adds to ``clock.seconds["encode"]``."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started
+
+
 class RawCodec:
     """No compression: 8-bit RGB samples, 24 bpp; the reference that shows what restoration alone does."""
 
@@ -57,41 +72,70 @@ class RawCodec:
 
 
 @dataclass(frozen=True)
+class Coder:
+    """A codec as the methods use it.
+
+    `encode(image, level) -> bytes`, `decode(bytes) -> (image, code)` where code is the relative level for the restorer
+    or None; `network` is a learned codec's, None otherwise.
+    """
+
+    name: str
+    encode: Callable[[Tensor, float], bytes]
+    decode: Callable[[bytes], tuple[Tensor, float | None]]
+    network: nn.Module | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the benchmark.
 
-    `encode(image, level) -> bytes`, `decode(bytes) -> (image, code)` where code is the relative level for the
-    restorer or None; `levels` are the codec's own settings, in ascending rate; `steps` are those of a diffusion
-    restorer, None for its own number.
+    `levels` are the codec's own settings, in ascending rate; `steps` are those of a diffusion restorer, None for its
+    own number.
     """
 
     name: str
     family: str
     order: str
     levels: tuple[float, ...]
-    encode: Callable[[Tensor, float], bytes]
-    decode: Callable[[bytes], tuple[Tensor, float | None]]
+    coder: Coder
     restorer: nn.Module | None
-    continuous: bool = False
     guide: nn.Module | None = None
     steps: int | None = None
 
+    @property
+    def continuous(self) -> bool:
+        """Whether levels between whole numbers mean something."""
+        return self.coder.network is not None
+
     @torch.no_grad()
-    def run(self, x: Tensor, level: float, task: str | None = None) -> Coded:
+    def run(
+        self, x: Tensor, level: float, task: str | None = None, memo: dict | None = None, clock: Clock | None = None
+    ) -> Coded:
         """Send X (3, H, W) through the method at a level; the output is decoded from the bytes alone.
 
         Args:
             task: the true degradation; only a restorer steered by an oracle is told.
+            memo: for one X and one family, {} at first: what its methods share is computed once, such as the file of
+                X or X restored. None to compute everything.
+            clock: counts the seconds of encoding, decoding and restoring; or None.
         """
-        task, seconds = task if isinstance(self.guide, Oracle) else None, 0.0
-        if self.order == "before":
-            restored, seconds = self._restore(x, None, task)
+        task = task if isinstance(self.guide, Oracle) else None
+        memo, clock, seconds, first = {} if memo is None else memo, clock or Clock(), 0.0, self.order == "before"
+        if first:
+            if ("restored", self.steps) not in memo:
+                memo["restored", self.steps] = self._restore(x, None, task, clock)
+            restored, seconds = memo["restored", self.steps]
             x = quantize8(restored)
-        data = self.encode(x, level)
-        decoded, code = self.decode(data)
+        key = (self.coder.name, level, self.steps if first else None, first)
+        if key not in memo:
+            with clock("encode"):
+                data = self.coder.encode(x, level)
+            with clock("decode"):
+                memo[key] = data, *self.coder.decode(data)
+        data, decoded, code = memo[key]
         output = decoded
         if self.order == "after":
-            output, seconds = self._restore(decoded, code, task)
+            output, seconds = self._restore(decoded, code, task, clock)
         return Coded(data, quantize8(decoded), quantize8(output), seconds)
 
     def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
@@ -101,23 +145,25 @@ class Method:
             task: as for `run`.
         """
         low, high = min(self.levels), max(self.levels)
-        best = min((self.run(x, level, task) for level in (low, high)), key=lambda c: abs(c.bpp - target))
+        memo: dict = {}
+        best = min((self.run(x, level, task, memo) for level in (low, high)), key=lambda c: abs(c.bpp - target))
         for _ in range(10 if self.continuous else 8):
             middle = (low + high) / 2 if self.continuous else (low + high) // 2
             if middle in (low, high):
                 break
-            coded = self.run(x, middle, task)
+            coded = self.run(x, middle, task, memo)
             best = min(best, coded, key=lambda c: abs(c.bpp - target))
             low, high = (middle, high) if coded.bpp < target else (low, middle)
         return best
 
-    def _restore(self, image: Tensor, code: float | None, task: str | None) -> tuple[Tensor, float]:
+    def _restore(self, image: Tensor, code: float | None, task: str | None, clock: Clock) -> tuple[Tensor, float]:
         system = LLICM(None, self.restorer, self.guide)
         if self.steps is not None:  # the methods of a family share one restorer
             self.restorer.steps = self.steps
-        started = time.perf_counter()
-        out = system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
-        return out, time.perf_counter() - started
+        before = clock.seconds["restore"]
+        with clock("restore"):
+            out = system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
+        return out, clock.seconds["restore"] - before
 
 
 def find_part(kind: str, folder: Path) -> Path:
@@ -137,8 +183,8 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
 
     Args:
         family: its name. spec: `codec` ("learned", "raw" or a conventional codec), `models` (folder below `models`),
-            `restorer` (that of the restorer below it, if there are several), `methods` (name -> order, or `order` and
-            `steps` of a diffusion restorer) and `levels`.
+            `restorer` (that of the restorer below it, if there are several), `levels`, and `methods` (name -> order, or
+            `order` with any of: `steps` of a diffusion restorer, `codec` and `levels` in place of the family's).
         models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.guide`).
 
     Raises:
@@ -157,53 +203,37 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
     for name, entry in entries.items():
         if entry.get("steps") and not hasattr(restorer, "steps"):
             raise UserError(f"params.yaml: method '{name}' has steps, but its restorer is no diffusion model")
-    guide = guide_for(restorer, vlm)
-    continuous = spec["codec"] == "learned"
-    if continuous:
-        system = LLICM(load_part("codec", find_part("codec", folder)), None)
-        encode = system.compress
-
-        def decode(data):
-            image, level = system.codec.decode(data)
-            return image, float(system.relative_level(torch.tensor(level)))
-    else:
-        codec = RawCodec() if spec["codec"] == "raw" else find_codec(spec["codec"])
-        encode, decode = codec.encode, _uncoded(codec)
-        if restorer is not None and restorer.coded and spec["codec"] != "raw":
-            encode, decode = _with_level(codec)
-
+    told, guide = restorer is not None and restorer.coded, guide_for(restorer, vlm)
+    coders = {name: _coder(name, folder, told) for name in {e.get("codec", spec["codec"]) for e in entries.values()}}
     return [
         Method(
-            name,
-            family,
-            entry["order"],
-            tuple(spec["levels"]),
-            encode,
-            decode,
-            restorer,
-            continuous,
-            guide,
-            entry.get("steps"),
+            name=name, family=family, order=entry["order"], levels=tuple(entry.get("levels", spec["levels"])),
+            coder=coders[entry.get("codec", spec["codec"])], restorer=restorer, guide=guide, steps=entry.get("steps"),
         )
         for name, entry in entries.items()
-    ]
+    ]  # fmt: skip
 
 
-def _uncoded(codec):
-    return lambda data: (codec.decode(data), None)
+def _coder(name: str, folder: Path, told: bool) -> Coder:
+    """The codec of that name; `told`: the restorer knows the relative level."""
+    if name == "raw":
+        codec = RawCodec()
+        return Coder(name, codec.encode, lambda data: (codec.decode(data), None))
+    if name == "learned":
+        system = LLICM(load_part("codec", find_part("codec", folder)), None)
 
+        def decode(data: bytes) -> tuple[Tensor, float]:
+            image, level = system.codec.decode(data)
+            return image, float(system.relative_level(torch.tensor(level)))
 
-def _with_level(codec: ConventionalCodec):
-    """Encoder and decoder of files with one byte more, for a restorer that knows the relative level.
-
-    These formats do not tell their quality, and a learned codec's file does; so that the comparison is fair both ways,
-    the restorer adapted to them is told too, and the byte counts.
-    """
-
-    def encode(image: Tensor, quality: float) -> bytes:
-        return codec.encode(image, quality) + bytes([round(255 * codec.relative_level(quality))])
-
-    def decode(data: bytes) -> tuple[Tensor, float]:
-        return codec.decode(data[:-1]), data[-1] / 255
-
-    return encode, decode
+        return Coder(name, system.compress, decode, system.codec)
+    codec = find_codec(name)
+    if not told:
+        return Coder(name, codec.encode, lambda data: (codec.decode(data), None))
+    # These formats do not tell their quality, and a learned codec's file does. So that the comparison is fair both
+    # ways, a restorer adapted to them is told it by one byte more, and the byte counts.
+    return Coder(
+        name,
+        lambda image, quality: codec.encode(image, quality) + bytes([round(255 * codec.relative_level(quality))]),
+        lambda data: (codec.decode(data[:-1]), data[-1] / 255),
+    )

@@ -21,6 +21,16 @@ from llicm.methods import Coded, load_methods
 __all__ = [
     "ablation",
     "ablation_markdown",
+    "abnormal_markdown",
+    "budgets",
+    "disagreements",
+    "disagreements_markdown",
+    "extra_markdown",
+    "full_markdown",
+    "headline_latex",
+    "headline_markdown",
+    "headline_table",
+    "is_baseline",
     "mean_points",
     "readme_results",
     "recognition_markdown",
@@ -68,22 +78,226 @@ def restoration(records: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
     return table
 
 
+def is_baseline(method: str) -> bool:
+    """Whether a method is a rival of LL-ICM, and not LL-ICM itself in another form."""
+    return method.split("-")[0] != TEST
+
+
 def strongest(table: pd.DataFrame, test: str, metric: str, task: str) -> str:
     """The baseline against which `test` gains least: the smallest BD-quality over the shared rates.
 
-    BD-quality and not BD-rate decides, because it exists for curves that fall with the rate too. `table` is made by
-    `llicm.benchmark.bdrate.bd_table`; methods whose rates do not meet those of `test` are not candidates.
+    The rule was fixed before the results: BD-quality and not BD-rate decides, because it exists for curves that fall
+    with the rate too, and PSNR decides for all metrics, so that each is not compared with the rival that suits it.
+    `table` is made by `llicm.benchmark.bdrate.bd_table`; methods whose rates do not meet those of `test` are not
+    candidates, and neither are other forms of LL-ICM.
 
     Raises:
         UserError: there is no candidate.
     """
     rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
-    rows = rows[rows["bd_quality"].notna()]
+    rows = rows[rows["bd_quality"].notna() & rows["anchor"].map(is_baseline)]
     if not len(rows):
         raise UserError(
             f"No baseline shares a range of rates with {test} on {task}: choose other levels in params.yaml."
         )
     return str(rows.loc[rows["bd_quality"].idxmin(), "anchor"])
+
+
+def headline_table(records: pd.DataFrame, table: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """LL-ICM against the strongest baseline of each task: a row a metric and task, then one for the mean over tasks.
+
+    Args:
+        records: as read by `read_records`. table: made by `bd_table`.
+
+    Returns:
+        The columns metric, task ("mean" for the mean), anchor, and bd_rate (percent) and bd_quality, each with
+        ``_low`` and ``_high``, the ends of its 95% interval over images. Undefined numbers are NaN.
+    """
+    best = {task: strongest(table, TEST, "psnr", task) for task in tasks}
+    rows = []
+    for metric in dict.fromkeys(table["metric"]):
+        for group in [[task] for task in tasks] + [list(tasks)]:
+            found = bd_interval(records, metric, TEST, {task: best[task] for task in group}, group)
+            row = {"metric": metric, "task": group[0] if len(group) == 1 else "mean"}
+            row["anchor"] = best[group[0]] if len(group) == 1 else ""
+            for name, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
+                row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
+            row["tasks_defined"] = found.rate.defined
+            rows.append(row)
+    numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+
+
+def headline_markdown(table: pd.DataFrame) -> str:
+    """What `headline_table` returns, as Markdown: a row a task, two columns a metric."""
+    return "\n".join(["| " + " | ".join(row) + " |" for row in _headline_cells(table)]) + "\n"
+
+
+def headline_latex(table: pd.DataFrame) -> str:
+    """The same for LaTeX, with the package booktabs."""
+    head, _, *rows = _headline_cells(table)
+
+    def line(cells: Sequence[str]) -> str:
+        words = (cell.replace("**", "").replace("%", r"\%").replace("→", r"$\rightarrow$") for cell in cells)
+        return " & ".join(words) + r" \\"
+
+    lines = [r"\begin{tabular}{ll" + "r" * (len(head) - 2) + "}", r"\toprule", line(head), r"\midrule"]
+    return "\n".join([*lines, *(line(row) for row in rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _headline_cells(table: pd.DataFrame) -> list[list[str]]:
+    metrics = list(dict.fromkeys(table["metric"]))
+    head = ["task", "strongest baseline"]
+    for metric in metrics:
+        head += [f"BD-rate, {metric_info(metric).label}", f"BD-{metric_info(metric).label}"]
+    rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for task in dict.fromkeys(table["task"]):
+        of = table[table["task"] == task].set_index("metric")
+        anchor = of["anchor"].iloc[0]
+        row = [f"**{task}**" if task == "mean" else task, method_label(anchor) if anchor else ""]
+        for metric in metrics:
+            row += [
+                _with_ends(of.loc[metric], "bd_rate", "+.1f", "%"),
+                _with_ends(of.loc[metric], "bd_quality", "+.2f"),
+            ]
+        rows.append(row)
+    return rows
+
+
+def _with_ends(row: pd.Series, name: str, spec: str, after: str = "") -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if np.isnan(value):
+        return "n/a"
+    return f"{value:{spec}}{after}" + ("" if np.isnan(low) else f" [{low:{spec}}, {high:{spec}}]")
+
+
+def full_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """Every comparison of LL-ICM with intervals: a table a metric, of BD-rates and then of BD-qualities.
+
+    Args:
+        table: `bd_table` joined with `bd_intervals`.
+    """
+    table = table[table["test"] == TEST]
+    lines = [
+        "# LL-ICM against every method",
+        "",
+        "Negative BD-rate: LL-ICM needs fewer bits for the same quality. Positive BD-quality: LL-ICM is better at the "
+        "same rate. In brackets 95% bootstrap intervals over the test images. n/a: undefined; `bd_rate.csv` has the "
+        "reason, the overlap of the ranges, and whether the curves rise.",
+    ]
+    for metric in dict.fromkeys(table["metric"]):
+        for name, title, spec, after in (
+            ("bd_rate", "BD-rate", "+.1f", "%"),
+            ("bd_quality", f"BD-{metric_info(metric).label}", "+.2f", ""),
+        ):
+            lines += ["", f"## {title}, {metric_info(metric).label}" if name == "bd_rate" else f"## {title}", ""]
+            lines += ["| anchor | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+            of = table[table["metric"] == metric].set_index(["anchor", "task"])
+            for anchor in dict.fromkeys(of.index.get_level_values("anchor")):
+                cells = [_with_ends(of.loc[(anchor, task)], name, spec, after) for task in tasks]
+                lines.append(f"| {method_label(anchor)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def disagreements(table: pd.DataFrame) -> pd.DataFrame:
+    """Where FR and NR metrics disagree on who is better: a row per comparison of LL-ICM with a baseline.
+
+    Only comparisons on which all FR metrics agree are looked at, by the sign of BD-quality.
+
+    Returns:
+        The columns task, anchor, `full_reference` ("better" or "worse": LL-ICM), and one for each NR metric, likewise.
+    """
+    rows = table[(table["test"] == TEST) & table["anchor"].map(is_baseline) & table["bd_quality"].notna()]
+    info = {metric: metric_info(metric) for metric in dict.fromkeys(rows["metric"])}
+    signs = rows.pivot(index=["task", "anchor"], columns="metric", values="bd_quality").apply(np.sign)
+    full = [metric for metric in info if info[metric].needs_reference]
+    none = [metric for metric in info if not info[metric].needs_reference]
+    agreed = signs[(signs[full].nunique(axis=1) == 1) & signs[full].notna().all(axis=1)]
+    words = {1.0: "better", -1.0: "worse", 0.0: "equal"}
+    out = agreed[none].replace(words) if none else agreed[[]]
+    out.insert(0, "full_reference", agreed[full[0]].map(words) if full else "")
+    return out.reset_index()
+
+
+def disagreements_markdown(table: pd.DataFrame) -> str:
+    """A summary of `disagreements`: how often each NR metric says the opposite of the FR metrics."""
+    metrics = [column for column in table.columns if column not in ("task", "anchor", "full_reference")]
+    lines = [
+        f"On {len(table)} comparisons of LL-ICM with a baseline all full-reference metrics agree who is better. "
+        "No-reference metrics say the opposite in this share of them:",
+        "",
+        "| metric | " + " | ".join(dict.fromkeys(table["task"])) + " | all |",
+        "|---|" + "---:|" * (table["task"].nunique() + 1),
+    ]
+    for metric in metrics:
+        known = table[table[metric].isin(["better", "worse"])]
+        opposite = known[metric] != known["full_reference"]
+        shares = [opposite[known["task"] == task] for task in dict.fromkeys(table["task"])] + [opposite]
+        cells = [f"{share.mean():.0%}" if len(share) else "n/a" for share in shares]
+        lines.append(f"| {metric_info(metric).label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def extra_markdown(records: pd.DataFrame, sets: Sequence[str], anchors: Sequence[str]) -> str:
+    """LL-ICM on the further sets of pairs: a row a set, BD-PSNR against each anchor, and what clean input costs."""
+    table = bd_table(records, ["psnr"], [TEST], anchors, sets).set_index(["anchor", "task"])
+    lines = [
+        "| set | " + " | ".join(f"BD-rate vs {method_label(a)} | BD-PSNR vs {method_label(a)}" for a in anchors) + " |",
+        "|---|" + "---:|" * (2 * len(anchors)),
+    ]
+    for name in sets:
+        cells = []
+        for anchor in anchors:
+            row = table.loc[(anchor, name)]
+            cells += ["n/a" if np.isnan(row["bd_rate"]) else f"{row['bd_rate']:+.1f}%"]
+            cells += ["n/a" if np.isnan(row["bd_quality"]) else f"{row['bd_quality']:+.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def budgets(families: dict, arms: dict, training: dict) -> pd.DataFrame:
+    """What each method was given: a row a method, with its codec, order, and the updates of codec and restorer.
+
+    Args:
+        families, arms, training: groups of params.yaml.
+    """
+
+    def schedule(name: str) -> tuple[int, int]:
+        spec = arms[name]
+        if spec.get("steps"):
+            return spec["steps"], spec.get("trunk", 0)
+        return training["trunk"] + training["branch"], training["trunk"]
+
+    def updates(name: str, part: str) -> int:
+        """Updates of a part of an arm, those before it went into the arm included."""
+        spec, (steps, trunk) = arms[name], schedule(name)
+        start = spec["start"] or {}
+        before = 0
+        if part in start:
+            *_, earlier, file = start[part].split("/")
+            before = schedule(earlier)[1] if file == "trunk.safetensors" else updates(earlier, part)
+        if part not in spec["trains"]:
+            return before
+        fresh = any(other not in start for other in spec["trains"])
+        return before + steps - (0 if fresh else trunk)
+
+    rows = []
+    for family, spec in families.items():
+        folder = spec["models"].split("/")
+        own = folder[-1] if folder[-1] in arms else None
+        learned = spec["codec"] == "learned"
+        codec_arm = own or "codec"
+        restorer_arm = spec.get("restorer") or own
+        for method, entry in spec["methods"].items():
+            entry = entry if isinstance(entry, dict) else {"order": entry}
+            codec = entry.get("codec", spec["codec"])
+            restores = entry["order"] != "alone"
+            rows.append({
+                "method": method, "family": family, "codec": codec, "order": entry["order"],
+                "codec_updates": updates(codec_arm, "codec") if learned and codec == "learned" else 0,
+                "restorer_updates": updates(restorer_arm, "restorer") if restores and restorer_arm else 0,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def summary(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> dict:
@@ -119,8 +333,15 @@ def _rows(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFram
     return table[chosen & (table["metric"] == "psnr")]
 
 
-def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> str:
-    """The result tables of the README, as Markdown."""
+def readme_results(
+    records: pd.DataFrame, table: pd.DataFrame, tasks: list[str], given: pd.DataFrame | None = None
+) -> str:
+    """The result tables of the README, as Markdown.
+
+    Args:
+        records: as read by `read_records`. table: made by `bd_table`. given: made by `budgets`; adds what each method
+            was trained for.
+    """
     restored = restoration(records, tasks)
     lines = [
         f"**LL-ICM against the same codec and restorer trained separately (`{method_label(SEPARATE)}`): "
@@ -136,9 +357,10 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
         ]
     lines += [
         "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
-        "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate:",
+        "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate. "
+        "Updates are those of codec and restorer, each in batches of the same size:",
         "",
-        bd_markdown(table, "psnr", TEST, tasks=tasks, reasons=False),
+        _with_budgets(bd_markdown(table, "psnr", TEST, tasks=tasks, reasons=False), given),
         "BD-PSNR of LL-ICM in dB (positive: LL-ICM is better at the same rate):",
         "",
         bd_markdown(table, "psnr", TEST, tasks=tasks, value="quality", reasons=False),
@@ -151,6 +373,22 @@ def readme_results(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str])
         f"| {name} | " + " | ".join(f"{v:{'+' if name == 'gain' else ''}.2f}" for v in restored[name]) + " |"
         for name in restored.columns
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _with_budgets(text: str, given: pd.DataFrame | None) -> str:
+    """A table of `bd_markdown` with a column more, the updates of each method's codec and restorer."""
+    if given is None:
+        return text
+    updates = {
+        method_label(row.method): " + ".join(f"{n:,}" if n else "–" for n in (row.codec_updates, row.restorer_updates))
+        for row in given.itertuples()
+    }
+    lines = []
+    for line in text.splitlines():
+        first = line.split("|")[1].strip() if line.startswith("|") else None
+        cell = {"anchor": "updates", "---": "---:"}.get(first, updates.get(first, ""))
+        lines.append(line if first is None else f"{line} {cell} |" if first != "---" else f"{line}{cell}|")
     return "\n".join(lines) + "\n"
 
 
@@ -261,6 +499,23 @@ def _ablation_lines(rows: pd.DataFrame, metric: str, anchor: str) -> list[str]:
     return [*lines, "", f"By mean BD-{label} against {anchor}, {'; '.join(verdicts)}."]
 
 
+def abnormal_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """How many curves fall with the rate, by metric and task, and the methods they belong to.
+
+    Args:
+        table: made by `llicm.benchmark.abnormal.abnormal`.
+    """
+    lines = ["| metric | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for metric in dict.fromkeys(table["metric"]):
+        cells = []
+        for task in tasks:
+            of = table[(table["metric"] == metric) & (table["task"] == task)]
+            names = [method_label(name) for name in of.loc[of["abnormal"], "method"]]
+            cells.append(f"{len(names)} of {len(of)}" + (f": {', '.join(names)}" if 0 < len(names) <= 4 else ""))
+        lines.append(f"| {metric_info(metric).label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def write_compressai(records: pd.DataFrame, folder: Path) -> int:
     """Every curve as `<folder>/<task>/<method>.json` in CompressAI's results format; returns their number."""
     curves = sorted(mean_curves(records, "psnr"))
@@ -308,6 +563,30 @@ def strip_rows(
     return rows
 
 
+def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side: int) -> list[tuple[str, Tensor, str]]:
+    """Pictures for `llicm.figures.abnormal_why`: the ideal, X, and X̂ of a codec at its lowest, middle and highest rate.
+
+    Args:
+        family: of params.yaml, whose method without restoration is shown. artifacts: folder of the pipeline.
+        side: of the pictures, in pixels, cut from the middle.
+    """
+    pair = read_pairs(artifacts / "pairs", "val", task)[0]
+    methods = load_methods(family, families[family], artifacts / "models", artifacts / "vlm")
+    method = next(method for method in methods if method.order == "alone")
+    noise = (pair.degraded - pair.ideal).double()
+
+    def crop(picture: Tensor) -> Tensor:
+        top, left = ((size - min(side, size)) // 2 for size in picture.shape[1:])
+        return picture[:, top : top + side, left : left + side]
+
+    columns = [("ideal", crop(pair.ideal), pair.name), ("X", crop(pair.degraded), "100 % kept")]
+    for level in (method.levels[0], method.levels[len(method.levels) // 2], method.levels[-1]):
+        coded = method.run(pair.degraded, level)
+        share = float((((coded.decoded - pair.ideal).double() * noise).sum() / noise.square().sum()) ** 2)
+        columns.append((f"X̂, {method.name}", crop(coded.decoded), f"{coded.bpp:.2f} bpp, {share:.0%} kept"))
+    return columns
+
+
 def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[tuple[str, Tensor, str]]:
     def psnr(picture: Tensor) -> str:
         return f"{-10 * float((picture - pair.ideal).square().mean().log10()):.2f} dB"
@@ -353,7 +632,8 @@ def recognition_markdown(numbers: dict) -> str:
 
 def steps_of(family: dict) -> dict[str, int]:
     """Method -> steps, of a family of params.yaml whose methods differ in nothing else."""
-    return {name: entry["steps"] for name, entry in family["methods"].items() if isinstance(entry, dict)}
+    methods = family["methods"].items()
+    return {name: entry["steps"] for name, entry in methods if isinstance(entry, dict) and "steps" in entry}
 
 
 def write_timing(folder: Path, out: Path) -> bool:
@@ -377,7 +657,7 @@ def write_timing(folder: Path, out: Path) -> bool:
         return False
     seconds = pd.read_csv(times).set_index("method")["seconds"].to_dict()
     family = values["families"][name]
-    records = read_records([folder / "results/records.csv"])
+    records = read_records([folder / "results/records.parquet"])
     metrics = family.get("metrics") or values["evaluate"]["metrics"]
     write_atomically(out / "steps.csv", times.read_bytes())
     figure = diffusion_steps(records, steps_of(family), metrics, seconds)
@@ -389,13 +669,15 @@ def update_readme(readme: Path, tables: Path) -> None:
     """Put the published tables between the markers of the README, atomically.
 
     Args:
-        tables: folder with readme.md, ablation.md and recognition.md, for the markers results, ablation, recognition.
+        tables: folder with readme.md for the marker ``results``, and headline.md, abnormal.md, disagreements.md,
+            extra.md, ablation.md and recognition.md for markers of those names.
 
     Raises:
         UserError: the README lacks a marker, or a table is missing.
     """
     text = readme.read_text(encoding="utf-8")
-    for name, file in (("results", "readme.md"), ("ablation", "ablation.md"), ("recognition", "recognition.md")):
+    for name in ("results", "headline", "abnormal", "disagreements", "extra", "ablation", "recognition"):
+        file = "readme.md" if name == "results" else f"{name}.md"
         path, begin, end = tables / file, f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if not path.is_file():
             raise UserError(f"{path}: no such table; run `dvc repro` first")

@@ -26,7 +26,7 @@ The rule, applied by :func:`bd`:
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,13 @@ __all__ = [
     "TIE_TOLERANCE",
     "bd",
     "bd_interval",
+    "bd_intervals",
     "bd_table",
     "headline",
+    "interpolations",
 ]
 
+DRAWS = 2000  # resamples of an interval
 MIN_POINTS = 4
 TIE_TOLERANCE = 0.005
 MIN_OVERLAP = 0.25
@@ -140,7 +143,7 @@ def bd(
         lower_better: True if smaller values are better.
         transform: increasing function of the values, applied before the comparison, e.g. :func:`to_db`.
         names: how reasons call anchor and test. unit: of the values, for reasons.
-        method: interpolation: "pchip" or "akima".
+        method: interpolation: "pchip", "akima", or "cubic" (one polynomial of third degree).
 
     Returns:
         :class:`BD`; undefined numbers are None with a reason.
@@ -507,10 +510,10 @@ def bd_interval(
     records: pd.DataFrame,
     metric: str,
     test: str,
-    anchor: str,
+    anchor: str | Mapping[str, str],
     tasks: Sequence[str] | None = None,
     level: float = 0.95,
-    draws: int = 1000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> BDInterval:
     """The mean BD-rate and BD-quality over tasks with a percentile interval by bootstrap over the test images.
@@ -529,7 +532,8 @@ def bd_interval(
 
     Args:
         records: as read by ``read_records``.
-        metric, test, anchor: names; test and anchor differ. tasks: names; all tasks of the records by default.
+        metric, test, anchor: names; test and anchor differ. The anchor may be another one for each task, as task ->
+            anchor. tasks: names; all tasks of the records by default.
         level: share of the resamples within the interval, in (0, 1).
         draws: number of seeded random resamples; where there are no more than this, n^n for n images, each of them is
             taken once instead.
@@ -542,11 +546,75 @@ def bd_interval(
         UserError: see :func:`bd_table`.
         ValueError: `level` or `draws` outside its range, or a method that is compared with itself.
     """
-    if not 0 < level < 1 or draws < 1 or test == anchor:
-        raise ValueError("bd_interval needs 0 < level < 1, draws >= 1 and two different methods")
-    full = headline(bd_table(records, [metric], [test], [anchor], tasks), test, anchor, metric)
+    found = _resampled(records, metric, test, anchor, tasks, level, draws, seed)
+    return BDInterval(
+        rate=_interval(*_mean(found.table["bd_rate"]), found.rates, found.times, level),
+        quality=_interval(*_mean(found.table["bd_quality"]), found.qualities, found.times, level),
+        tasks=len(found.table),
+        images=found.images,
+    )
+
+
+def bd_intervals(
+    records: pd.DataFrame,
+    metrics: Sequence[str],
+    test: str,
+    anchors: Sequence[str],
+    tasks: Sequence[str],
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Intervals of each single comparison of a test: a row per (metric, anchor, task), in this order.
+
+    Returns:
+        The columns test, anchor, task, metric, bd_rate, bd_rate_low, bd_rate_high, bd_quality, bd_quality_low,
+        bd_quality_high, and defined_rate: the share of the resamples in which there is a BD-rate. An interval of a
+        BD-rate of which that share is small is that of a selection. Undefined numbers are NaN.
+
+    Raises:
+        UserError, ValueError: see :func:`bd_interval`.
+    """
+    rows = []
+    for metric in metrics:
+        for anchor in (name for name in anchors if name != test):
+            found = _resampled(records, metric, test, anchor, tasks, level, draws, seed)
+            for column, task in enumerate(tasks):
+                row = {"test": test, "anchor": anchor, "task": task, "metric": metric}
+                for name, numbers in (("bd_rate", found.rates), ("bd_quality", found.qualities)):
+                    estimate, defined = _mean(found.table[name].iloc[[column]])
+                    number = _interval(estimate, defined, numbers[:, [column]], found.times, level)
+                    row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
+                row["defined_rate"] = float(found.times[np.isfinite(found.rates[:, column])].sum() / found.times.sum())
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    numbers = [column for column in table.columns if column.startswith("bd_")]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """Rows of `bd_table` by task; BD-rates and BD-qualities (R, tasks) of R different resamples, and how often each was
+    drawn; and the number of images."""
+
+    table: pd.DataFrame
+    rates: np.ndarray
+    qualities: np.ndarray
+    times: np.ndarray
+    images: int
+
+
+def _resampled(
+    records: pd.DataFrame, metric: str, test: str, anchor: str | Mapping[str, str], tasks: Sequence[str] | None,
+    level: float, draws: int, seed: int,
+) -> _Resampled:  # fmt: skip
     tasks = sorted(records["task"].unique()) if tasks is None else list(tasks)
-    arrays = curve_images(records, metric, [(method, task) for method in (anchor, test) for task in tasks])
+    anchors = dict.fromkeys(tasks, anchor) if isinstance(anchor, str) else anchor
+    if not 0 < level < 1 or draws < 1 or test in anchors.values():
+        raise ValueError("intervals need 0 < level < 1, draws >= 1 and two different methods")
+    records = records[records["method"].isin([test, *anchors.values()])]
+    table = pd.concat([bd_table(records, [metric], [test], [anchors[task]], [task]) for task in tasks])
+    arrays = curve_images(records, metric, [(m, task) for task in tasks for m in (anchors[task], test)])
     images = sorted({name for array in arrays.values() for name in array.images})
     clusters = _clusters([arrays[test, task].images for task in tasks])
     counts, times = _resamples([[images.index(name) for name in cluster] for cluster in clusters], draws, seed)
@@ -556,17 +624,42 @@ def bd_interval(
         shares = counts[:, [images.index(name) for name in arrays[test, task].images]].astype(float)
         drawn = np.flatnonzero(shares.sum(1))
         shares = shares[drawn] / shares[drawn].sum(1, keepdims=True)
-        means = [shares @ v for m in (anchor, test) for v in (arrays[m, task].bpp, arrays[m, task].value)]
+        means = [shares @ v for m in (anchors[task], test) for v in (arrays[m, task].bpp, arrays[m, task].value)]
         for row, *curves in zip(drawn, *means, strict=True):
             found = bd(*curves, **_scale_of(metric))
             rates[row, column] = np.nan if found.rate is None else found.rate
             qualities[row, column] = np.nan if found.quality is None else found.quality
-    return BDInterval(
-        rate=_interval(full.bd_rate, full.defined, rates, times, level),
-        quality=_interval(full.bd_quality, full.quality_defined, qualities, times, level),
-        tasks=len(tasks),
-        images=len(images),
-    )
+    return _Resampled(table, rates, qualities, times, len(images))
+
+
+def _mean(numbers: pd.Series) -> tuple[float | None, int]:
+    """Mean of the defined numbers, None if there is none, and how many there are."""
+    defined = numbers.dropna()
+    return (float(defined.mean()) if len(defined) else None), len(defined)
+
+
+def interpolations(
+    records: pd.DataFrame, metrics: Sequence[str], test: str, anchors: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """What another interpolation would have said: a row per BD-rate that is defined.
+
+    Returns:
+        The columns test, anchor, task, metric, and the BD-rate in percent by pchip (the study's), akima and cubic (one
+        polynomial of third degree).
+    """
+    rows = []
+    for metric in metrics:
+        curves = mean_curves(records, metric)
+        for anchor in (name for name in anchors if name != test):
+            for task in tasks:
+                a, t = curves[anchor, task], curves[test, task]
+                found = {
+                    method: bd(a.bpp, a.value, t.bpp, t.value, **_scale_of(metric), method=method).rate
+                    for method in ("pchip", "akima", "cubic")
+                }
+                if found["pchip"] is not None:
+                    rows.append({"test": test, "anchor": anchor, "task": task, "metric": metric} | found)
+    return pd.DataFrame(rows, columns=["test", "anchor", "task", "metric", "pchip", "akima", "cubic"])
 
 
 def _clusters(sets: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the methods of one family on every test pair, in parallel processes of one thread each."""
+"""Measure the methods of one family on every test pair, in parallel processes of one thread each.
 
+Nothing is computed twice: methods of a family share the file of X and the restored X (see `llicm.methods.Method.run`).
+An evaluation that was interrupted goes on: each pair's values are kept as soon as they are there.
+"""
+
+import json
 import os
+import shutil
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,8 +25,15 @@ __all__ = ["Plan", "evaluate_family"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker needs: the family, its spec of params.yaml, where models, VLM and NIQE fit lie, metrics, and the
-    folder for bitstreams."""
+    """What a worker needs.
+
+    Attributes:
+        family, spec: name and entry of params.yaml. models, vlm: folders of the trained parts. niqe_fit: fitted file.
+        metrics: names, measured on the tasks. streams: folder for the bitstreams.
+        weights: folder of the metrics' weight files (see `llicm.benchmark.metrics.use_weights`), or None.
+        extra: metrics measured on the further sets of pairs.
+        keep: folder for finished pairs, so that an interrupted evaluation goes on; None to start anew.
+    """
 
     family: str
     spec: dict
@@ -27,6 +42,9 @@ class Plan:
     metrics: tuple[str, ...]
     niqe_fit: Path
     streams: Path
+    weights: Path | None = None
+    extra: tuple[str, ...] = field(default=())
+    keep: Path | None = None
 
 
 _worker: dict = {}
@@ -35,59 +53,118 @@ _worker: dict = {}
 def _start(plan: Plan) -> None:
     import torch
 
-    from llicm.benchmark.metrics import make_metrics
+    from llicm.benchmark.metrics import make_metrics, use_weights
     from llicm.methods import load_methods
 
     torch.set_num_threads(1)
+    use_weights(plan.weights)
+    names = list(dict.fromkeys([*plan.metrics, *plan.extra]))
     _worker.update(
         plan=plan,
         methods=load_methods(plan.family, plan.spec, plan.models, plan.vlm),
-        metrics=make_metrics(list(plan.metrics), plan.niqe_fit),
+        metrics={metric.name: metric for metric in make_metrics(names, plan.niqe_fit)},
     )
 
 
-def _measure(task: str, pair: Pair) -> tuple[list[dict], list[tuple[str, float]]]:
-    plan, rows, seconds = _worker["plan"], [], []
+def _measure(task: str, pair: Pair, extra: bool) -> dict:
+    """One pair through all methods: its rows, the seconds of restoring by method, and all seconds by what took them.
+
+    Its bitstreams are written to a folder of its own.
+    """
+    plan, started = _worker["plan"], time.perf_counter()
+    place = Path(task) / pair.name
+    if plan.keep is not None and (plan.keep / place / "values.json").is_file():
+        return json.loads((plan.keep / place / "values.json").read_text())
+    from llicm.benchmark.probes import estimated_bpp, kept_energy
+    from llicm.methods import Clock
+
+    streams = (plan.keep or plan.streams) / place
+    streams.mkdir(parents=True, exist_ok=True)
+    names = plan.extra if extra else plan.metrics
+    clock, memo, rows, seconds = Clock(), {}, [], []
     for method in _worker["methods"]:
         for level in method.levels:
-            coded = method.run(pair.degraded, level, task)
+            coded = method.run(pair.degraded, level, task, memo, clock)
             seconds.append((method.name, coded.seconds))
-            stream = plan.streams / task / pair.name / f"{method.name.replace('>', '-then-')}@{level:g}"
-            stream.parent.mkdir(parents=True, exist_ok=True)
-            if plan.spec["codec"] != "raw":
-                stream.write_bytes(coded.data)
-            for metric in _worker["metrics"]:
-                ideal = pair.ideal[None] if metric.needs_reference else None
-                rows.append({
+            if method.coder.name != "raw":
+                with clock("write"):
+                    (streams / f"{method.name.replace('>', '-then-')}@{level:g}").write_bytes(coded.data)
+            values = {}
+            for name in names:
+                metric = _worker["metrics"][name]
+                with clock(name):
+                    ideal = pair.ideal[None] if metric.needs_reference else None
+                    values[name] = float(metric(coded.output[None], ideal)[0])
+            if method.order == "alone" or len(_worker["methods"]) == 1 and method.order == "after":
+                with clock("probes"):
+                    values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
+                    if method.coder.network is not None:
+                        values["bpp_estimated"] = estimated_bpp(method.coder.network, pair.degraded, level)
+            rows += [
+                {
                     "method": method.name, "family": method.family, "order": method.order, "task": task,
-                    "image": pair.name, "level": level, "bytes": len(coded.data), "bpp": coded.bpp,
-                    "metric": metric.name, "value": float(metric(coded.output[None], ideal)[0]),
-                })  # fmt: skip
-    return rows, seconds
+                    "image": pair.name, "level": level, "bytes": len(coded.data), "bpp": coded.bpp, "metric": name,
+                    "value": value,
+                }
+                for name, value in values.items() if value is not None
+            ]  # fmt: skip
+    spent = dict(clock.seconds) | {"all": time.perf_counter() - started}
+    result = {"rows": rows, "restoring": seconds, "spent": spent}
+    if plan.keep is not None:
+        write_atomically(plan.keep / place / "values.json", json.dumps(result).encode())
+    return result
 
 
-def evaluate_family(plan: Plan, pairs: Path, tasks: list[str], workers: int, timing: Path | None = None) -> list[dict]:
+def evaluate_family(
+    plan: Plan, pairs: Path, tasks: list[str], workers: int, timing: Path | None = None, extra: list[str] | None = None
+) -> list[dict]:
     """Records of every (method, task, image, level, metric) of a family, in that order.
 
     Args:
         pairs: root of `val/<task>/{GT,LQ}/*.png`. workers: processes; each uses one thread, so that the values do
             not depend on their number.
         timing: CSV file for the mean seconds that restoring an image takes on one thread, by method; or None. Not among
-            the records, because it is not the same in every run.
+            the records, because it is not the same in every run. Beside it, `<name>.json` tells the seconds by what
+            took them, and how busy the workers were.
+        extra: further sets of pairs (see `llicm.data.pairs.set_of`), for the metrics `plan.extra`.
 
     Raises:
         UserError: missing pairs or weights, or an image too small for a metric.
     """
     from tqdm import tqdm
 
-    jobs = [(task, pair) for task in tasks for pair in read_pairs(pairs, "val", task)]
+    sets = [(task, False) for task in tasks] + [(name, True) for name in (extra or [] if plan.extra else [])]
+    jobs = [(task, pair, more) for task, more in sets for pair in read_pairs(pairs, "val", task)]
+    # The longest first, so that no worker is left with a large image at the end.
+    jobs.sort(key=lambda job: -job[1].ideal.numel())
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
+    started = time.perf_counter()
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
-        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image"))
-    rows = [row for part, _ in parts for row in part]
-    order = [m for m in plan.spec["methods"]]
+        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
+    wall = time.perf_counter() - started
+    if plan.keep is not None:
+        _move_streams(plan)
+    rows = [row for part in parts for row in part["rows"]]
     if timing is not None:
-        times = pd.DataFrame([pair for _, part in parts for pair in part], columns=["method", "seconds"])
+        times = pd.DataFrame([pair for part in parts for pair in part["restoring"]], columns=["method", "seconds"])
         means = times.groupby("method", sort=False)["seconds"].mean().round(4).reset_index()
         write_atomically(timing, means.to_csv(index=False).encode())
-    return sorted(rows, key=lambda r: order.index(r["method"]))
+        write_atomically(timing.with_suffix(".json"), _efficiency(parts, wall, workers))
+    methods, places = list(plan.spec["methods"]), {name: number for number, (name, _) in enumerate(sets)}
+    return sorted(rows, key=lambda r: (methods.index(r["method"]), places[r["task"]], r["image"]))
+
+
+def _efficiency(parts: list[dict], wall: float, workers: int) -> bytes:
+    """How busy the workers were, as JSON.
+
+    `single`: sum of the seconds of the calls of codecs, restorers and metrics, each timed on its thread;
+    `wall`: seconds of the whole; `share`: `single` / (`wall` x `workers`), 1 if the workers did nothing else and never
+    waited.
+    """Bitstreams of finished pairs to where the pipeline expects them."""
+    shutil.rmtree(plan.streams, ignore_errors=True)
+    plan.streams.mkdir(parents=True)
+    for path in sorted(plan.keep.rglob("*@*")):
+        if path.is_file():
+            target = plan.streams / path.relative_to(plan.keep)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)

@@ -8,6 +8,11 @@ nobody takes its values for those of the published parameters.
 
 Metrics do not all round their input: measure what a file would hold, so quantise the output to 8 bits
 once (``llicm.images.quantize8``) and give every metric the same tensor. Nothing is ever downloaded.
+
+A further metric is one entry of ``OWN_METRICS``, and its name in params.yaml:
+
+    @own_metric("name", label="Name", needs_reference=True)
+    def name(output, ideal): ...    # (1, 3, H, W) each -> a tensor with one value
 """
 
 import contextlib
@@ -26,9 +31,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llicm.benchmark.probes import PROBES
 from llicm.errors import UserError
 
-__all__ = ["Metric", "MetricInfo", "make_metrics", "metric_info"]
+__all__ = ["Metric", "MetricInfo", "make_metrics", "metric_info", "use_weights"]
 
 OWN = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "niqe_fit": "NIQE (own fit)"}
 LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"}
@@ -93,6 +99,10 @@ REQUIRED_FILES = {
     "cnniqa": ("P/CNNIQA_koniq10k-e6f14c91.pth",),
     "paq2piq": ("C/resnet18-f37072fd.pth", "P/P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth"),
 }
+
+
+# Metrics of our own beside pyiqa's: name -> what is known of it, and the function.
+OWN_METRICS: dict[str, tuple["MetricInfo", Callable[..., Tensor]]] = {}
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,11 @@ def metric_info(name: str) -> MetricInfo:
     Raises:
         UserError: the name is unknown (close matches are named), or the metric compares sets of pictures.
     """
+    if name in OWN_METRICS:
+        return OWN_METRICS[name][0]
+    if name in PROBES:
+        unit = "bpp" if name == "bpp_estimated" else ""
+        return MetricInfo(name, PROBES[name], unit, lower_better=True, needs_reference=name == "kept")
     if name in ("ssim", "ms_ssim"):
         return MetricInfo(name, OWN[name], "", lower_better=False, needs_reference=True)
     if name == "niqe_fit":
@@ -239,7 +254,43 @@ def make_metrics(
     return [_make(metric_info(name), niqe_fit, device) for name in names]
 
 
+def use_weights(folder: str | os.PathLike | None) -> None:
+    """Take the weight files of metrics from this folder; call it before the first metric of a process is made.
+
+    Below it, files lie as torch hub and the Hugging Face cache lay them out: ``hub/checkpoints``, ``hub/pyiqa``,
+    ``hub/clip`` and ``hub/models--timm--...``. `make_metrics` tells of a missing one its exact place. None leaves the
+    usual places (TORCH_HOME, HF_HOME).
+
+    Raises:
+        UserError: there is no such folder, or pyiqa is imported already and looks elsewhere.
+    """
+    if folder is None:
+        return
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of weight files for metrics; see evaluate.weights in params.yaml.")
+    loaded = sys.modules.get("pyiqa.utils.download_util")
+    if loaded is not None and Path(loaded.DEFAULT_CACHE_DIR) != folder / "hub" / "pyiqa":
+        raise UserError(f"{folder}: metrics of this process already look in {loaded.DEFAULT_CACHE_DIR}; start anew.")
+    os.environ.update(TORCH_HOME=str(folder), HF_HOME=str(folder), HF_HUB_CACHE=str(folder / "hub"))
+    torch.hub.set_dir(str(folder / "hub"))
+
+
+def own_metric(name: str, *, label: str, needs_reference: bool, lower_better: bool = False, unit: str = ""):
+    """Decorator: make a function of images (1, 3, H, W) in [0, 1] a metric of that name."""
+
+    def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        OWN_METRICS[name] = MetricInfo(name, label, unit, lower_better, needs_reference), function
+        return function
+
+    return add
+
+
 def _make(info: MetricInfo, niqe_fit: str | Path | None, device: str | torch.device) -> Metric:
+    if info.name in OWN_METRICS:
+        return Metric(info, OWN_METRICS[info.name][1], device)
+    if info.name in PROBES:
+        raise UserError(f"{info.name!r} is measured of every method anyway: take it out of the metrics.")
     if info.name in ("ssim", "ms_ssim"):
         import pytorch_msssim
 

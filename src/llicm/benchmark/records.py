@@ -15,6 +15,7 @@ A row without compression (the degraded input itself, or that input restored) ha
 8-bit RGB samples, or the level ``none`` and empty bytes and bpp. It is a reference, not a point of a curve.
 """
 
+import gzip
 import io
 import json
 import os
@@ -50,14 +51,14 @@ COMPRESSAI_NAMES = {"psnr": "psnr-rgb", "ssim": "ssim-rgb", "ms_ssim": "ms-ssim-
 
 
 def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Write a table of records as CSV. The same values give the same bytes, whatever the order of the rows.
+    """Write a table of records. The same values give the same bytes, whatever the order of the rows.
 
     Rows are sorted by method, task, image, level (as a number) and metric. Numbers are written with the
     fewest digits that read back as the same double.
 
     Args:
         records: a table or rows with the columns ``COLUMNS``; ``level`` may be a number.
-        path: the CSV file.
+        path: ends in ``.csv``, ``.csv.gz`` or ``.parquet``.
 
     Raises:
         UserError: there is no row, columns are missing or unknown, a row is there twice, or a number is no
@@ -68,13 +69,19 @@ def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str
     if not len(records):
         raise UserError(f"{path}: there are no records to write; evaluate at least one image.")
     records = _checked(records, str(path))
-    buffer = io.StringIO()
-    records.to_csv(buffer, index=False, lineterminator="\n")
-    write_atomically(path, buffer.getvalue().encode())
+    if Path(path).suffix == ".parquet":
+        buffer = io.BytesIO()
+        records.to_parquet(buffer, index=False, compression="zstd")
+        write_atomically(path, buffer.getvalue())
+        return
+    text = io.StringIO()
+    records.to_csv(text, index=False, lineterminator="\n")
+    data = text.getvalue().encode()
+    write_atomically(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
 
 def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.DataFrame:
-    """Read one or several CSV files of records into one table.
+    """Read one or several files of records, of the kinds that :func:`write_records` writes, into one table.
 
     Returns:
         The columns ``COLUMNS``: text, except bytes (Int64), bpp and value (float64).
@@ -90,6 +97,9 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.D
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file of records; run the evaluation that writes it.")
         try:
+            if Path(path).suffix == ".parquet":
+                tables.append(_checked(pd.read_parquet(path), str(path)))
+                continue
             table = pd.read_csv(
                 path,
                 dtype=dict.fromkeys(TEXT, str),
@@ -98,8 +108,8 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.D
                 na_values={"bytes": "", "bpp": "", "value": ""},
                 float_precision="round_trip",
             )
-        except (ValueError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a CSV table of records: evaluate again.") from error
+        except (ValueError, UnicodeDecodeError, OSError, EOFError) as error:
+            raise UserError(f"{path} is not a table of records: evaluate again.") from error
         tables.append(_checked(table, str(path)))
     return _checked(pd.concat(tables, ignore_index=True), ", ".join(str(p) for p in paths))
 

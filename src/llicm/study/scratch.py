@@ -9,6 +9,7 @@ result: a changed parameter, input or line of code simply never finds the old st
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -62,6 +63,11 @@ class Scratch:
         self.path = Path(root) / f"{name}-{digest.hexdigest()[:16]}.pt"
         self._prune(keep_days)
 
+    @property
+    def folder(self) -> Path:
+        """A folder in place of one file, for what is kept piece by piece; `done` removes it."""
+        return self.path.with_suffix("")
+
     def load(self) -> dict | None:
         """The state saved last, or None; nothing but tensors and plain values is ever unpickled."""
         if not self.path.exists():
@@ -92,12 +98,16 @@ class Scratch:
     def done(self) -> None:
         """Forget the checkpoint: the result is written."""
         self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _prune(self, keep_days: float) -> None:
         oldest = time.time() - keep_days * 86400
         for file in self.path.parent.glob("*.pt"):
             if file != self.path and file.stat().st_mtime < oldest:
                 file.unlink(missing_ok=True)
+        for folder in (f for f in self.path.parent.glob("*") if f.is_dir()):
+            if folder != self.folder and folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
