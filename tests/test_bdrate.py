@@ -9,7 +9,18 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from llicm.benchmark.bdrate import MIN_OVERLAP, TIE_TOLERANCE, bd, bd_interval, bd_table, headline, to_db
+from llicm.benchmark.bdrate import (
+    MIN_OVERLAP,
+    TIE_TOLERANCE,
+    _many,
+    bd,
+    bd_interval,
+    bd_intervals,
+    bd_table,
+    headline,
+    interpolations,
+    to_db,
+)
 from llicm.benchmark.records import mean_curves, read_records, write_records
 from llicm.errors import UserError
 
@@ -410,3 +421,47 @@ def test_interval_refuses_senseless_requests():
             bd_interval(records, **({"metric": "psnr", "test": "llicm", "anchor": "rdo"} | wrong))
     with pytest.raises(UserError, match="no psnr of webp"):
         bd_interval(records, "psnr", "llicm", "webp")
+
+
+@pytest.mark.parametrize("lower, transform, wild", [(False, None, 0.05), (True, None, 0.6), (False, to_db, 0.05)])
+def test_many_at_once_are_the_same_as_one_by_one(lower, transform, wild):
+    generator = np.random.default_rng(0)
+
+    def curves(rows):
+        rate = np.sort(generator.uniform(0.05, 2, (rows, 5)), 1)
+        value = 25 + 5 * np.log(10 * rate) + generator.normal(0, wild, (rows, 5))
+        value[:3] = np.round(value[:3])  # ties
+        rate[3, 1] = rate[3, 0]
+        return rate, (-value if lower else value) if transform is None else 1 - 10 ** (-value / 60)
+
+    a, t = curves(80), curves(80)
+    rates, qualities = _many(*a, *t, lower, transform)
+    single = [bd(*points, lower, transform) for points in zip(*a, *t, strict=True)]
+    for found, name in ((rates, "rate"), (qualities, "quality")):
+        expected = np.array([np.nan if getattr(b, name) is None else getattr(b, name) for b in single])
+        assert np.isfinite(expected).sum() > 15
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_anchor_for_each_task():
+    records = table({
+        "rdo": {"noisy": 0, "hazy": 0}, "webp": {"noisy": -1, "hazy": 0.5}, "llicm": {"noisy": 1, "hazy": 2}
+    })  # fmt: skip
+    found = bd_interval(records, "psnr", "llicm", {"noisy": "rdo", "hazy": "webp"}, ["noisy", "hazy"])
+    assert found.quality.estimate == pytest.approx((1 + 1.5) / 2) and found.rate.defined == 2
+    one = bd_interval(records, "psnr", "llicm", "webp", ["hazy"])
+    both = bd_intervals(records, ["psnr"], "llicm", ["rdo", "webp", "llicm"], ["noisy", "hazy"])
+    row = both.set_index(["anchor", "task"]).loc[("webp", "hazy")]
+    assert len(both) == 4 and row["defined_rate"] == 1
+    assert (row["bd_rate"], row["bd_rate_low"]) == (one.rate.estimate, one.rate.low)
+    with pytest.raises(ValueError, match="two different methods"):
+        bd_interval(records, "psnr", "llicm", {"noisy": "llicm", "hazy": "rdo"}, ["noisy", "hazy"])
+
+
+def test_what_other_interpolations_say():
+    records = table({"rdo": {"noisy": 0, "hazy": 0}, "llicm": {"noisy": 1, "hazy": 20}})
+    found = interpolations(records, ["psnr"], "llicm", ["rdo", "llicm"], ["noisy", "hazy"])
+    assert list(found["task"]) == ["noisy"]  # on hazy the curves do not meet
+    expected = bd(RATE, RISING, RATE, np.array(RISING) + 1, method="akima").rate
+    assert found["akima"].iloc[0] == pytest.approx(expected)
+    assert found[["akima", "cubic"]].sub(found["pchip"], axis=0).abs().max(axis=None) < 1

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from llicm.benchmark.evaluate import Plan, evaluate_family
-from llicm.data.pairs import write_pairs
+from llicm.data.pairs import read_pairs, write_pairs
 from llicm.errors import UserError
 
 METRICS = ("psnr", "ms_ssim", "gmsd", "piqe")
@@ -27,11 +30,44 @@ def plan(root, name, metrics=METRICS):
 def test_values_do_not_depend_on_the_number_of_processes(pairs):
     one, two = (evaluate_family(plan(pairs, f"streams{n}"), pairs, ["noisy"], n) for n in (1, 2))
     assert one == two
-    assert len(one) == 2 * 2 * len(METRICS)
+    assert len(one) == 2 * 2 * (len(METRICS) + 1)  # and what is kept of the noise
     for row in one:
         stream = pairs / "streams1" / "noisy" / row["image"] / f"jpeg@{row['level']}"
         assert row["bytes"] == stream.stat().st_size and row["bpp"] == 8 * row["bytes"] / (176 * 200)
         assert stream.read_bytes()[:2] == b"\xff\xd8"  # the real file
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on(pairs, tmp_path, monkeypatch):
+    whole = evaluate_family(plan(pairs, "streams"), pairs, ["noisy"], 1)
+    kept = replace(plan(pairs, "kept"), keep=tmp_path / "keep", streams=tmp_path / "streams")
+    assert evaluate_family(kept, pairs, ["noisy"], 1, tmp_path / "timing.csv") == whole
+    streams = {path.relative_to(kept.streams): path.read_bytes() for path in kept.streams.rglob("jpeg@*")}
+    assert len(streams) == 4
+    numbers = json.loads((tmp_path / "timing.json").read_text())
+    assert 0 < numbers["share"] <= 1 and {"encode", "decode", "psnr", "piqe"} <= set(numbers["by"])
+    # What is finished is not measured again: an altered value stays, and the other image is measured anew.
+    values = tmp_path / "keep" / "noisy" / "a" / "values.json"
+    values.write_text(values.read_text().replace('"value": ', '"value": 1'))
+    (tmp_path / "keep" / "noisy" / "b" / "values.json").unlink()
+    resumed = evaluate_family(kept, pairs, ["noisy"], 1)
+    differing = {row["image"] for row, old in zip(resumed, whole, strict=True) if row != old}
+    assert differing == {"a"}
+    assert {path.relative_to(kept.streams): path.read_bytes() for path in kept.streams.rglob("jpeg@*")} == streams
+
+
+@pytest.mark.slow
+def test_further_sets_have_metrics_of_their_own(pairs, tmp_path):
+    photos = {pair.name: pair.ideal for pair in read_pairs(pairs, "val", "noisy")}
+    write_pairs(photos, pairs, ["noisy@0.2", "clean"], 0.5, 0, "val", None)
+    more = replace(plan(pairs, "more"), extra=("psnr",), streams=tmp_path / "streams")
+    rows = evaluate_family(more, pairs, ["noisy"], 1, extra=["clean", "noisy@0.2"])
+    assert {(row["task"], row["metric"]) for row in rows} == {
+        *(("noisy", metric) for metric in (*METRICS, "kept")), ("clean", "psnr"), ("noisy@0.2", "psnr"),
+        ("noisy@0.2", "kept"),
+    }  # fmt: skip
+    values = {row["task"]: row["value"] for row in rows if row["metric"] == "psnr" and row["level"] == 60}
+    assert values["clean"] > values["noisy@0.2"] > values["noisy"]
 
 
 def test_missing_pairs_are_named(pairs):

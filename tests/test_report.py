@@ -16,6 +16,17 @@ from llicm.framework import save_part
 from llicm.report import (
     ablation,
     ablation_markdown,
+    abnormal_markdown,
+    budgets,
+    disagreements,
+    disagreements_markdown,
+    extra_markdown,
+    full_markdown,
+    headline_latex,
+    headline_markdown,
+    headline_table,
+    is_baseline,
+    kept_crops,
     mean_points,
     readme_results,
     recognition_markdown,
@@ -25,6 +36,7 @@ from llicm.report import (
     strongest,
     summary,
     update_readme,
+    write_comparisons,
     write_compressai,
     write_timing,
 )
@@ -256,3 +268,80 @@ def test_recognition_is_given_by_level_in_percent():
     text = recognition_markdown(dict.fromkeys(names, share) | {"images_per_level": 99})
     assert "| | uncompressed | level 0 | level 4 |" in text and "(99 a level)" in text
     assert text.count("| 50% | 25% | 100% |") == 3
+
+
+def test_the_strongest_baseline_is_no_other_form_of_llicm(records):
+    assert is_baseline("rdo>adapted") and not is_baseline("llicm") and not is_baseline("llicm-irsde")
+    more = records[records["method"] == "llicm"].assign(method="llicm-irsde")
+    table = bd_table(pd.concat([records, more]), ["psnr"], ["llicm"], ["jpeg", "rdo>restorer", "llicm-irsde"], TASKS)
+    assert strongest(table, "llicm", "psnr", "noisy") == "rdo>restorer"
+
+
+def test_headline_against_the_strongest(records, table):
+    found = headline_table(records, table, TASKS)
+    assert list(found["task"]) == [*TASKS, "mean"] and set(found["anchor"]) == {"rdo>restorer", ""}
+    assert found["bd_rate"].tolist() == pytest.approx([-50.0] * 3)
+    assert (found["bd_rate_low"] <= found["bd_rate"]).all() and (found["bd_rate"] <= found["bd_rate_high"]).all()
+    text = headline_markdown(found)
+    assert "| **mean** |" in text and "| noisy | rdo → restorer | -50.0% [-50.0, -50.0] |" in text
+    latex = headline_latex(found)
+    assert latex.count(r"\\\\") == 4 and r"-50.0\% [-50.0, -50.0]" in latex and r"rdo $\rightarrow$ restorer" in latex
+    assert "→" not in latex and "*" not in latex
+
+
+def test_all_tables_are_written(records, tmp_path):
+    table = write_comparisons(records, ["psnr"], ["llicm", "jpeg", "rdo>restorer"], TASKS, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"bd_rate.csv", "bd_rate.md", "interpolations.csv", "headline.tex", "abnormal.md"} <= names
+    rows = table[table["anchor"] == "rdo>restorer"]
+    assert (rows["bd_rate_low"] <= -49.99).all() and (rows["defined_rate"] == 1).all()
+    assert "| rdo → restorer | -50.0% [-50.0, -50.0] |" in full_markdown(table, TASKS)
+    assert "0 of 3" in abnormal_markdown(pd.read_csv(tmp_path / "abnormal.csv"), TASKS)
+
+
+def test_where_metrics_disagree():
+    rows = [
+        {"test": "llicm", "anchor": anchor, "task": "noisy", "metric": metric, "bd_quality": value}
+        for anchor, values in {
+            "webp": (1, 1, -1, 1), "rdo": (-1, -1, 2, -1), "jpeg": (1, -1, 1, 1), "llicm-irsde": (1, 1, -1, -1)
+        }.items()
+        for metric, value in zip(("psnr", "ms_ssim", "niqe_fit", "piqe"), values, strict=True)
+    ]  # fmt: skip
+    found = disagreements(pd.DataFrame(rows)).set_index("anchor")
+    assert set(found.index) == {"webp", "rdo"}  # on jpeg the FR metrics differ; llicm-irsde is no baseline
+    assert found.loc["rdo", ["full_reference", "niqe_fit", "piqe"]].tolist() == ["worse", "better", "worse"]
+    text = disagreements_markdown(found.reset_index())
+    assert "On 2 comparisons" in text and "| NIQE (own fit) | 100% | 100% |" in text and "| PIQE | 0% | 0% |" in text
+
+
+def test_further_sets(records):
+    more = records.assign(task=records["task"].map({"noisy": "clean", "hazy": "hazy@0.8"}))
+    text = extra_markdown(more, ["clean", "hazy@0.8"], ["rdo>restorer"])
+    assert text.count("| -50.0% |") == 2 and "| hazy@0.8 |" in text
+
+
+def test_budgets_of_the_default_study():
+    """Every trained part of the compared methods has the same number of updates; what differs is told."""
+    params = load(ROOT / "params.yaml")
+    given = budgets(params["families"], params["arms"], params["training"]).set_index("method")
+    whole = params["training"]["trunk"] + params["training"]["branch"]
+    for method in ("rdo>restorer", "restorer>rdo", "rdo>adapted", "llicm"):
+        assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [whole, whole], method
+    for method in ("webp>restorer", "webp>adapted", "avif>adapted", "restorer>heic"):
+        assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [0, whole], method
+    assert given.loc["webp", "restorer_updates"] == 0 and given.loc["avif>adapted", "codec"] == "avif"
+    steps = params["arms"]["irsde"]["steps"]
+    assert given.loc["rdo>irsde", "restorer_updates"] == given.loc["llicm-irsde", "restorer_updates"] == steps
+    assert given.loc["llicm-irsde", "codec_updates"] > whole  # it goes on from the finished codec
+
+
+def test_crops_say_how_much_is_kept(tmp_path):
+    photo = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9), (70, 80), mode="bicubic")[0].clamp(0, 1)
+    write_pairs({"a": photo}, tmp_path / "pairs", ["noisy"], 0.5, 0, "val", None)
+    families = {"webp": {"codec": "webp", "models": "none", "methods": {"webp": "alone"}, "levels": [5, 50, 95]}}
+    crops = kept_crops("webp", "noisy", families, tmp_path, side=32)
+    shares = [
+        int(note.split()[-3 if note.endswith("% kept") and " % " in note else -2].rstrip("%"))
+        for _, _, note in crops[2:]
+    ]
+    assert len(crops) == 5 and shares == sorted(shares) and shares[-1] > shares[0] + 20

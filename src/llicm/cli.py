@@ -729,6 +729,113 @@ def restorer_convert(source: str, target: str, steps: int) -> None:
     convert_universal_ir(source, target, steps=steps)
 
 
+@_llicm.group(cls=_InOrder)
+def data() -> None:
+    """Public datasets: see what is known, register a copy, lay a training and a test set side by side.
+
+    \b
+    Example:
+      llicm data add kodak ~/photos/kodak
+      llicm data split bsds500_test kodak photos
+    """
+
+
+_datasets = click.option(
+    "--datasets", type=_PATH, default=Path("datasets"), show_default=True, help="Folder of the registry of copies."
+)
+
+
+@data.command("list")
+@_datasets
+def data_list(datasets: Path) -> None:
+    """List the catalogue: what each set is, where it comes from, and whether a copy is registered.
+
+    \b
+    Example:
+      llicm data list
+    """
+    from llicm.data.catalogue import catalogue, registry
+
+    known = registry(datasets)
+    for entry in catalogue().values():
+        many = f"{entry.count} photos" if entry.kind == "photos" else f"{entry.train} + {entry.val} pairs"
+        word = f", {entry.degradation}" if entry.degradation else ""
+        _out(f"{entry.name:14} {entry.title}: {many}{word}, {entry.size}")
+        _out(f"{'':14} {entry.source}; {entry.licence}")
+        if entry.name in known:
+            _out(f"{'':14} registered: {known[entry.name]['path']}")
+
+
+@data.command("add")
+@click.argument("name")
+@click.argument("path", metavar="FOLDER")
+@_datasets
+def data_add(name: str, path: str, datasets: Path) -> None:
+    """Verify a copy of a dataset and register it under its NAME; nothing is copied or downloaded.
+
+    The number of pictures must be right, and where their checksums are known these too.
+
+    \b
+    Example:
+      llicm data add kodak ~/photos/kodak
+    """
+    from llicm.data.catalogue import add
+
+    _out(f"{name}: {add(name, path, datasets)} verified, registered in {datasets / 'registry.json'}")
+
+
+@data.command("split")
+@click.argument("train")
+@click.argument("test")
+@click.argument("out", metavar="FOLDER")
+@_datasets
+def data_split(train: str, test: str, out: str, datasets: Path) -> None:
+    """Lay two registered sets of photos side by side as FOLDER/train and FOLDER/test, for `photos` in params.yaml.
+
+    Sets that share pictures are refused.
+
+    \b
+    Example:
+      llicm data split bsds500_test kodak photos
+    """
+    from llicm.data.catalogue import split
+
+    counts = split(train, test, out, datasets)
+    _out(f"{out}: {counts['train']} photos of {train} in train, {counts['test']} of {test} in test")
+
+
+@_llicm.command()
+@click.argument("photos", metavar="NAME|FOLDER")
+@click.option("-o", "--output", type=_PATH, required=True, metavar="OUT", help="Folder of the results.")
+@click.option("--families", type=_List("families", str), default=None, help="Those of params.yaml; default: all.")
+@click.option("--metrics", type=_List("metrics", str), default=None, help="In place of those of params.yaml.")
+@click.option("--max-side", type=click.IntRange(64), help="Cut photos at the centre to so many pixels a side.")
+@click.option("--count", type=click.IntRange(1), help="Only the first so many photos.")
+@click.option("--study", type=_PATH, default=Path(), help="Folder of the study, with params.yaml; default: this one.")
+@_datasets
+def benchmark(
+    photos: str, output: Path, families: tuple[str, ...] | None, metrics: tuple[str, ...] | None, max_side: int | None,
+    count: int | None, study: Path, datasets: Path,
+) -> None:  # fmt: skip
+    """Measure all methods of a trained study on other photos: a registered dataset, or a folder of clean photos.
+
+    The photos are degraded as the study's are, sent through every method as real bytes, and compared: OUT gets the
+    records, tables and figures. Run `dvc repro` first. An interrupted run goes on where it was.
+
+    \b
+    Examples:
+      llicm benchmark kodak -o results/kodak
+      llicm benchmark photos/ -o out --families webp,rdo,adapted,llicm --metrics psnr,ms_ssim
+    """
+    from llicm.study.benchmark import run_benchmark
+
+    out = run_benchmark(
+        photos, output, root=study, datasets=datasets, families=families or (), metrics=metrics or (),
+        max_side=max_side, count=count,
+    )  # fmt: skip
+    _out(f"{photos}: results are in {out}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (of the process if None).
 

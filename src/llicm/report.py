@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table
+from llicm.benchmark.abnormal import abnormal
+from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_intervals, bd_table, interpolations
 from llicm.benchmark.metrics import metric_info
+from llicm.benchmark.probes import kept_energy
 from llicm.benchmark.records import mean_curves, read_records, references, to_compressai_json
 from llicm.data.pairs import Pair, read_pairs
 from llicm.errors import UserError
@@ -40,6 +42,7 @@ __all__ = [
     "strongest",
     "summary",
     "update_readme",
+    "write_comparisons",
     "write_compressai",
     "write_timing",
 ]
@@ -126,6 +129,43 @@ def headline_table(records: pd.DataFrame, table: pd.DataFrame, tasks: Sequence[s
             rows.append(row)
     numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+
+
+def write_comparisons(
+    records: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str], tasks: Sequence[str], out: Path
+) -> pd.DataFrame:
+    """Write all tables that follow from records alone; returns that of BD-rates, with the intervals of LL-ICM's.
+
+    ``bd_rate.csv``, ``bd_rate.md``, ``interpolations.csv``, ``abnormal.csv``, ``abnormal.md``, and if
+    there is a baseline ``headline.csv``, ``.md`` and ``.tex``, ``disagreements.csv`` and ``.md``.
+
+    Args:
+        records, metrics, methods, tasks: what is compared. out: folder of the tables.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+
+    def put(table: pd.DataFrame, name: str) -> None:
+        table.to_csv(out / name, index=False, float_format="%.6g")
+
+    tests = [name for name in (TEST, "rdo>adapted", DIFFUSION[0]) if name in methods]
+    table = bd_table(records, metrics, tests, methods, tasks)
+    if TEST in methods and len(methods) > 1:
+        ends = bd_intervals(records, metrics, TEST, methods, tasks).drop(columns=["bd_rate", "bd_quality"])
+        table = table.merge(ends, on=["test", "anchor", "task", "metric"], how="left", validate="one_to_one")
+        write_atomically(out / "bd_rate.md", full_markdown(table, tasks).encode())
+        put(interpolations(records, metrics, TEST, methods, tasks), "interpolations.csv")
+        best = headline_table(records, table, tasks)
+        put(best, "headline.csv")
+        write_atomically(out / "headline.md", headline_markdown(best).encode())
+        write_atomically(out / "headline.tex", headline_latex(best).encode())
+        conflicts = disagreements(table)
+        put(conflicts, "disagreements.csv")
+        write_atomically(out / "disagreements.md", disagreements_markdown(conflicts).encode())
+    put(table, "bd_rate.csv")
+    fallen = abnormal(records, metrics, tasks, methods)
+    put(fallen, "abnormal.csv")
+    write_atomically(out / "abnormal.md", abnormal_markdown(fallen, tasks).encode())
+    return table
 
 
 def headline_markdown(table: pd.DataFrame) -> str:
@@ -573,7 +613,6 @@ def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side:
     pair = read_pairs(artifacts / "pairs", "val", task)[0]
     methods = load_methods(family, families[family], artifacts / "models", artifacts / "vlm")
     method = next(method for method in methods if method.order == "alone")
-    noise = (pair.degraded - pair.ideal).double()
 
     def crop(picture: Tensor) -> Tensor:
         top, left = ((size - min(side, size)) // 2 for size in picture.shape[1:])
@@ -582,7 +621,7 @@ def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side:
     columns = [("ideal", crop(pair.ideal), pair.name), ("X", crop(pair.degraded), "100 % kept")]
     for level in (method.levels[0], method.levels[len(method.levels) // 2], method.levels[-1]):
         coded = method.run(pair.degraded, level)
-        share = float((((coded.decoded - pair.ideal).double() * noise).sum() / noise.square().sum()) ** 2)
+        share = kept_energy(coded.decoded, pair.degraded, pair.ideal)
         columns.append((f"X̂, {method.name}", crop(coded.decoded), f"{coded.bpp:.2f} bpp, {share:.0%} kept"))
     return columns
 

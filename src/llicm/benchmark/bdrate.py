@@ -625,11 +625,85 @@ def _resampled(
         drawn = np.flatnonzero(shares.sum(1))
         shares = shares[drawn] / shares[drawn].sum(1, keepdims=True)
         means = [shares @ v for m in (anchors[task], test) for v in (arrays[m, task].bpp, arrays[m, task].value)]
-        for row, *curves in zip(drawn, *means, strict=True):
-            found = bd(*curves, **_scale_of(metric))
-            rates[row, column] = np.nan if found.rate is None else found.rate
-            qualities[row, column] = np.nan if found.quality is None else found.quality
+        rates[drawn, column], qualities[drawn, column] = _many(*means, **_scale_of(metric))
     return _Resampled(table, rates, qualities, times, len(images))
+
+
+def _many(
+    rate_a: np.ndarray, value_a: np.ndarray, rate_t: np.ndarray, value_t: np.ndarray, lower_better: bool,
+    transform: Callable[[np.ndarray], np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """BD-rate and BD-quality (R,) of R pairs of curves (R, points), NaN where undefined: as :func:`bd` gives for each.
+
+    Pairs to which only the plain part of the rule applies are computed together, hundreds of times faster; those with
+    ties, falls within the tolerance, or rates out of order go to `bd` one by one.
+    """
+    rates, qualities = np.full(len(rate_a), np.nan), np.full(len(rate_a), np.nan)
+    plain, known, fallen = np.ones(len(rate_a), bool), np.ones(len(rate_a), bool), np.zeros(len(rate_a), bool)
+    curves = []
+    for rate, value in ((rate_a, value_a), (rate_t, value_t)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_rate = np.log10(rate)
+            quality = (-1.0 if lower_better else 1.0) * (value if transform is None else transform(value))
+            steps, span = np.diff(quality), np.ptp(quality, axis=1, keepdims=True)
+            plain &= (np.diff(log_rate) > ROUNDING).all(1) & np.isfinite(log_rate).all(1) & np.isfinite(quality).all(1)
+            known &= (steps > ROUNDING * span).all(1)
+            # A fall beyond doubt: no merging of ties hides one of several times the tolerance.
+            fallen |= (steps < -3 * TIE_TOLERANCE * span).any(1)
+        curves.append((log_rate, quality))
+    plain &= np.array([rate_a.shape[1] >= MIN_POINTS and rate_t.shape[1] >= MIN_POINTS])
+    together = np.flatnonzero(plain & (known | fallen))
+    for row in np.flatnonzero(~(plain & (known | fallen))):
+        found = bd(rate_a[row], value_a[row], rate_t[row], value_t[row], lower_better, transform)
+        rates[row] = np.nan if found.rate is None else found.rate
+        qualities[row] = np.nan if found.quality is None else found.quality
+    if len(together):
+        (log_a, quality_a), (log_t, quality_t) = ([v[together] for v in curve] for curve in curves)
+        qualities[together], _ = _mean_gap(log_a, quality_a, log_t, quality_t)
+    rising = np.flatnonzero(plain & known)
+    if len(rising):
+        (log_a, quality_a), (log_t, quality_t) = ([v[rising] for v in curve] for curve in curves)
+        gap, overlap = _mean_gap(quality_a, log_a, quality_t, log_t)
+        rates[rising] = np.where(overlap >= MIN_OVERLAP, 100 * (10**gap - 1), np.nan)
+    return rates, qualities
+
+
+def _mean_gap(x_a: np.ndarray, y_a: np.ndarray, x_t: np.ndarray, y_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of t - a over the common x of curves (R, points) with rising x, and the overlap (R,) as in `_overlap`."""
+    low, high = np.maximum(x_a[:, 0], x_t[:, 0]), np.minimum(x_a[:, -1], x_t[:, -1])
+    shorter = np.minimum(x_a[:, -1] - x_a[:, 0], x_t[:, -1] - x_t[:, 0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = (_area(x_t, y_t, low, high) - _area(x_a, y_a, low, high)) / (high - low)
+    return np.where(high > low, gap, np.nan), np.where(high > low, (high - low) / shorter, 0.0)
+
+
+def _area(x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Integrals (R,) from low to high of the PCHIP curves through points (R, n), those of scipy's PchipInterpolator.
+
+    The slopes are those of Fritsch and Butland, SIAM J. Sci. Stat. Comput. 5, 1984.
+    """
+    h, slope = np.diff(x), np.diff(y) / np.diff(x)
+    before, after = slope[:, :-1], slope[:, 1:]
+    w1, w2 = 2 * h[:, 1:] + h[:, :-1], h[:, 1:] + 2 * h[:, :-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inner = np.where(before * after > 0, (w1 + w2) / (w1 / before + w2 / after), 0.0)
+
+    def end(h0, h1, m0, m1):
+        d = ((2 * h0 + h1) * m0 - h0 * m1) / (h0 + h1)
+        d = np.where(np.sign(d) != np.sign(m0), 0.0, d)
+        return np.where((np.sign(m0) != np.sign(m1)) & (np.abs(d) > 3 * np.abs(m0)), 3 * m0, d)
+
+    first = end(h[:, 0], h[:, 1], slope[:, 0], slope[:, 1])
+    last = end(h[:, -1], h[:, -2], slope[:, -1], slope[:, -2])
+    d = np.column_stack([first, inner, last])
+
+    def primitive(s):
+        left, right = y[:, :-1] * (s - s**3 + s**4 / 2), y[:, 1:] * (s**3 - s**4 / 2)
+        bend = d[:, :-1] * (s**2 / 2 - 2 * s**3 / 3 + s**4 / 4) + d[:, 1:] * (s**4 / 4 - s**3 / 3)
+        return h * (left + right + h * bend)
+
+    from_, to = (((np.clip(at[:, None], x[:, :-1], x[:, 1:])) - x[:, :-1]) / h for at in (low, high))
+    return (primitive(to) - primitive(from_)).sum(1)
 
 
 def _mean(numbers: pd.Series) -> tuple[float | None, int]:

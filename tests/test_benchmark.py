@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of trained models on other photos, and the commands about datasets."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from llicm import cli
+from llicm.benchmark.records import read_records
+from llicm.codec.learned import make_codec
+from llicm.data import catalogue as catalogue_module
+from llicm.errors import UserError
+from llicm.framework import save_part
+from llicm.images import write_png
+from llicm.restore.registry import make_restorer
+from llicm.study.benchmark import run_benchmark
+
+
+def photo(seed, size=(176, 200)):
+    coarse = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0].clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study as after `dvc repro`, with models that were never trained."""
+    root = tmp_path_factory.mktemp("study")
+    params = YAML(typ="safe").load((cli_root() / "profiles/smoke/params.yaml").read_text())
+    params |= {"root": ".", "photos": "data", "tasks": ["noisy", "hazy"]}
+    params["families"] = {
+        name: spec for name, spec in params["families"].items() if name in ("raw", "webp", "rdo", "adapted", "llicm")
+    }
+    params["families"]["webp"].pop("extra", None)
+    params["evaluate"] |= {"metrics": ["psnr", "piqe"], "workers": 1}
+    params["figures"] |= {"ablation": [], "steps": None, "curves": []}
+    with open(root / "params.yaml", "w") as file:
+        YAML().dump(params, file)
+    torch.manual_seed(0)
+    models = root / "artifacts" / "models"
+    for folder in ("separate/codec", "llicm", "adapted"):
+        codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.007, 0.02, 0.07])
+        codec.finish()
+        save_part(codec, models / folder / "codec.safetensors")
+    for folder in ("separate/restorer", "llicm", "adapted"):
+        restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
+        save_part(restorer, models / folder / "restorer.safetensors")
+    for number in range(2):
+        write_png(photo(number), root / "data" / "train" / f"t{number}.png")
+        write_png(photo(10 + number), root / "others" / f"o{number}.png")
+    return root
+
+
+def cli_root():
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_other_photos_go_through_every_method(study, monkeypatch, capsys):
+    monkeypatch.chdir(study)
+    assert cli.main(["benchmark", "others", "-o", "out", "--families", "webp,rdo,adapted,llicm"]) == 0
+    records = read_records("out/records.parquet")
+    assert set(records["image"]) == {"o0", "o1"} and set(records["task"]) == {"noisy", "hazy"}
+    assert {"degraded", "webp", "webp>restorer", "restorer>rdo", "rdo>adapted", "llicm"} <= set(records["method"])
+    assert set(records["metric"]) == {"psnr", "piqe", "kept", "bpp_estimated"}
+    about = json.loads((study / "out/about.json").read_text())
+    assert about["photos"] == "others" and len(about["images"]) == 2 and "llicm/codec.safetensors" in about["models"]
+    for name in ("bd_rate.csv", "bd_rate.md", "headline.tex", "abnormal.csv", "rate_perception_psnr.png"):
+        assert (study / "out" / name).stat().st_size
+    # again: everything is there already but for the scratch, and the same bytes come out
+    before = (study / "out/records.csv.gz").read_bytes()
+    run_benchmark("others", study / "again", root=study, families=["webp", "rdo", "adapted", "llicm"])
+    assert (study / "again/records.csv.gz").read_bytes() == before
+
+
+def test_wrong_requests_are_told(study, tmp_path):
+    with pytest.raises(UserError, match="nowhere: neither a folder nor a dataset of the catalogue, which has kodak"):
+        run_benchmark("nowhere", tmp_path / "out", root=study)
+    with pytest.raises(UserError, match="bpg: no family of params.yaml; choose among raw, webp"):
+        run_benchmark(str(study / "others"), tmp_path / "out", root=study, families=["bpg"])
+    with pytest.raises(UserError, match="t0.png: the study was trained on this photo"):
+        run_benchmark(str(study / "data" / "train"), tmp_path / "out", root=study)
+
+
+def test_a_set_that_overlaps_the_training_set_is_refused(study, tmp_path, monkeypatch):
+    def entry(name, folder):
+        sums = {path.name: catalogue_module._digest(path) for path in folder.iterdir()}
+        return catalogue_module.DataSet(name, name, "nowhere", "free", "", "photos", count=2, sha256=sums)
+
+    sets = {"ours": entry("ours", study / "data" / "train"), "theirs": entry("theirs", study / "others")}
+    monkeypatch.setattr(catalogue_module, "catalogue", lambda: sets)
+    monkeypatch.setattr("llicm.study.benchmark.catalogue", lambda: sets)
+    monkeypatch.setattr("llicm.study.benchmark.overlap", lambda a, b: "they share a photo" if a != b else None)
+    catalogue_module.add("theirs", study / "others", tmp_path)
+    with pytest.raises(UserError, match="theirs: the study was trained on ours: they share a photo"):
+        run_benchmark("theirs", tmp_path / "out", root=study, datasets=tmp_path)
+
+
+def test_commands_about_datasets(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "kodak" in out and "24 photos" in out and "gopro" in out and "2103 + 1111 pairs, motion-blurry" in out
+    shutil.copytree(study / "others", tmp_path / "copy")
+    assert cli.main(["data", "add", "kodak", "copy"]) == 1
+    assert "2 pictures, but Kodak" in capsys.readouterr().err
+    assert cli.main(["data", "split", "bsds500_train", "rain100h", "photos"]) == 1
+    assert "75 of the 100 backgrounds" in capsys.readouterr().err
