@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import ast
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -73,3 +77,44 @@ def test_further_sets_have_metrics_of_their_own(pairs, tmp_path):
 def test_missing_pairs_are_named(pairs):
     with pytest.raises(UserError, match="hazy"):
         evaluate_family(plan(pairs, "streams"), pairs, ["hazy"], 1)
+
+
+WITH_FID = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from llicm.benchmark.evaluate import Plan, evaluate_family
+root, weights, out = map(Path, sys.argv[1:])
+spec = {"codec": "jpeg", "models": "none", "methods": {"jpeg": "alone"}, "levels": [5, 95]}
+plan = Plan("jpeg", spec, root, root / "no_vlm", ("psnr", "fid"), root / "no_fit.mat", out / "streams", weights)
+if __name__ == "__main__":
+    rows = evaluate_family(replace(plan, keep=out / "keep"), root, ["noisy"], 1)
+    print([(row["image"], row["level"], row["value"]) for row in rows if row["metric"] == "fid"])
+"""
+
+
+@pytest.mark.slow
+def test_fid_over_the_test_set(pairs, tmp_path, monkeypatch):
+    """With the file that it needs, of random weights: such scores mean nothing, but the way to them is the real one."""
+    import pyiqa.archs.inception as module
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "load_pretrained_network", lambda *_: None)
+    network = module.fid_inception_v3()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    path = tmp_path / "weights" / "hub" / "pyiqa" / "pt_inception-2015-12-05-6726825d.pth"
+    path.parent.mkdir(parents=True)
+    script = tmp_path / "with_fid.py"
+    script.write_text(WITH_FID)
+    command = [sys.executable, str(script), str(pairs), str(tmp_path / "weights"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    absent = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "'fid' needs the file pt_inception-2015-12-05-6726825d.pth in" in absent.stderr
+    torch.save(network.state_dict(), path)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert [row[:2] for row in rows] == [("all", 5), ("all", 95)]
+    assert rows[0][2] > rows[1][2] > 0

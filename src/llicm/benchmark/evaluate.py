@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -53,12 +54,12 @@ _worker: dict = {}
 def _start(plan: Plan) -> None:
     import torch
 
-    from llicm.benchmark.metrics import make_metrics, use_weights
+    from llicm.benchmark.metrics import SET_METRICS, make_metrics, use_weights
     from llicm.methods import load_methods
 
     torch.set_num_threads(1)
     use_weights(plan.weights)
-    names = list(dict.fromkeys([*plan.metrics, *plan.extra]))
+    names = [name for name in dict.fromkeys([*plan.metrics, *plan.extra]) if name not in SET_METRICS]
     _worker.update(
         plan=plan,
         methods=load_methods(plan.family, plan.spec, plan.models, plan.vlm),
@@ -75,7 +76,9 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
     place = Path(task) / pair.name
     if plan.keep is not None and (plan.keep / place / "values.json").is_file():
         return json.loads((plan.keep / place / "values.json").read_text())
+    from llicm.benchmark.metrics import SET_METRICS
     from llicm.benchmark.probes import estimated_bpp, kept_energy
+    from llicm.images import write_png
     from llicm.methods import Clock
 
     streams = (plan.keep or plan.streams) / place
@@ -89,8 +92,11 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
             if method.coder.name != "raw":
                 with clock("write"):
                     (streams / f"{method.name.replace('>', '-then-')}@{level:g}").write_bytes(coded.data)
+            if not extra and set(names) & set(SET_METRICS):
+                with clock("write"):
+                    write_png(coded.output, streams / _output_name(method.name, level))
             values = {}
-            for name in names:
+            for name in (name for name in names if name not in SET_METRICS):
                 metric = _worker["metrics"][name]
                 with clock(name):
                     ideal = pair.ideal[None] if metric.needs_reference else None
@@ -142,9 +148,10 @@ def evaluate_family(
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
     wall = time.perf_counter() - started
+    rows = [row for part in parts for row in part["rows"]]
+    rows += _of_sets(plan, pairs, rows, tasks)
     if plan.keep is not None:
         _move_streams(plan)
-    rows = [row for part in parts for row in part["rows"]]
     if timing is not None:
         times = pd.DataFrame([pair for part in parts for pair in part["restoring"]], columns=["method", "seconds"])
         means = times.groupby("method", sort=False)["seconds"].mean().round(4).reset_index()
@@ -152,6 +159,32 @@ def evaluate_family(
         write_atomically(timing.with_suffix(".json"), _efficiency(parts, wall, workers))
     methods, places = list(plan.spec["methods"]), {name: number for number, (name, _) in enumerate(sets)}
     return sorted(rows, key=lambda r: (methods.index(r["method"]), places[r["task"]], r["image"]))
+
+
+def _output_name(method: str, level: float) -> str:
+    return f"{method.replace('>', '-then-')}~{level:g}.png"
+
+
+def _of_sets(plan: Plan, pairs: Path, rows: list[dict], tasks: list[str]) -> list[dict]:
+    """Rows of the metrics that compare sets of pictures: a row a method, task and level, of an image called "all"."""
+    from llicm.benchmark.metrics import SET_METRICS, set_distance, use_weights
+
+    out = []
+    for name in (name for name in plan.metrics if name in SET_METRICS):
+        use_weights(plan.weights)
+        distance = set_distance(name)
+        table = pd.DataFrame([row for row in rows if row["task"] in tasks])
+        table = table.drop_duplicates(["method", "task", "level", "image"])
+        for (method, task, level), of in table.groupby(["method", "task", "level"], sort=False):
+            with tempfile.TemporaryDirectory() as folder:
+                for image in of["image"]:
+                    source = (plan.keep or plan.streams) / task / image / _output_name(method, level)
+                    shutil.copyfile(source, Path(folder) / f"{image}.png")
+                value = distance(folder, pairs / "val" / task / "GT")
+            first = of.iloc[0][["method", "family", "order", "task", "level"]].to_dict()
+            size = {"bytes": round(of["bytes"].mean()), "bpp": float(of["bpp"].mean())}
+            out.append({**first, "image": "all", **size, "metric": name, "value": value})
+    return out
 
 
 def _efficiency(parts: list[dict], wall: float, workers: int) -> bytes:

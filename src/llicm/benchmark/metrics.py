@@ -34,12 +34,21 @@ from torch import Tensor
 from llicm.benchmark.probes import PROBES
 from llicm.errors import UserError
 
-__all__ = ["Metric", "MetricInfo", "make_metrics", "metric_info", "use_weights"]
+__all__ = [
+    "Metric",
+    "MetricInfo",
+    "SET_METRICS",
+    "make_metrics",
+    "metric_info",
+    "own_metric",
+    "set_distance",
+    "use_weights",
+]
 
 OWN = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "niqe_fit": "NIQE (own fit)"}
 LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"}
 UNITS = {"psnr": "dB", "psnry": "dB"}
-# Measures of whole sets of pictures: they have no value per image.
+# Measures of whole sets of pictures: they have no value per image. The first can be measured, see `set_distance`.
 SET_METRICS = ("fid", "sfid", "fid_dinov2", "inception_score")
 
 # Smallest side, in pixels, at which a value means something. Below it a metric fails (ms_ssim), or, worse,
@@ -97,6 +106,7 @@ REQUIRED_FILES = {
     "arniqa": ("C/resnet50-0676ba61.pth", "C/ARNIQA.pth", "P/regressor_koniq10k.pth"),
     "hyperiqa": (_RESNET50, "P/HyperIQA-resnet50-koniq10k-c96c41b1.pth"),
     "cnniqa": ("P/CNNIQA_koniq10k-e6f14c91.pth",),
+    "fid": ("P/pt_inception-2015-12-05-6726825d.pth",),
     "paq2piq": ("C/resnet18-f37072fd.pth", "P/P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth"),
 }
 
@@ -214,6 +224,8 @@ def metric_info(name: str) -> MetricInfo:
     if name == "niqe_fit":
         return MetricInfo(name, OWN[name], "", lower_better=True, needs_reference=False)
     configs = _pyiqa_configs()
+    if name == "fid":
+        return MetricInfo(name, "FID", "", lower_better=True, needs_reference=True)
     if name in SET_METRICS:
         raise UserError(f"Metric {name!r} compares sets of pictures and has no value per image: drop it.")
     if name not in configs:
@@ -289,6 +301,8 @@ def own_metric(name: str, *, label: str, needs_reference: bool, lower_better: bo
 def _make(info: MetricInfo, niqe_fit: str | Path | None, device: str | torch.device) -> Metric:
     if info.name in OWN_METRICS:
         return Metric(info, OWN_METRICS[info.name][1], device)
+    if info.name in SET_METRICS:
+        raise UserError(f"Metric {info.name!r} compares sets of pictures and has no value per image.")
     if info.name in PROBES:
         raise UserError(f"{info.name!r} is measured of every method anyway: take it out of the metrics.")
     if info.name in ("ssim", "ms_ssim"):
@@ -306,11 +320,7 @@ def _make(info: MetricInfo, niqe_fit: str | Path | None, device: str | torch.dev
             )
         function = _create("niqe", device, pretrained_model_path=str(niqe_fit))
     else:
-        for place, file in _absent_files(info.name):
-            raise UserError(
-                f"Metric {info.name!r} needs the file {file} in {place}, which is absent: place it there "
-                "(TORCH_HOME and HF_HOME move these folders), or drop the metric; nothing is downloaded."
-            )
+        _refuse_absent(info.name)
         function = _create(info.name, device)
     return Metric(info, function, device)
 
@@ -342,6 +352,34 @@ def _create(name: str, device: str | torch.device, **options) -> Callable[..., T
                 f"Metric {name!r} cannot be loaded from {source} ({reason[0]}): repair or place the file, or "
                 "drop the metric; nothing is downloaded."
             ) from error
+
+
+def set_distance(name: str, device: str | torch.device = "cpu") -> Callable[[str | Path, str | Path], float]:
+    """A function of two folders of pictures, the measured and the ideal ones, that gives their distance.
+
+    FID rests on a covariance of 2,048 features: below some thousand pictures it is biased, and only the order of
+    methods measured on the same pictures means something (Chong and Forsyth, CVPR 2020).
+
+    Raises:
+        UserError: a needed file is absent; its name and place are told.
+    """
+    _refuse_absent(name)
+    function = _create(name, device)
+
+    def distance(measured: str | Path, ideal: str | Path) -> float:
+        with _quiet():
+            return float(function(str(measured), str(ideal), num_workers=0, device=torch.device(device), verbose=False))
+
+    return distance
+
+
+def _refuse_absent(name: str) -> None:
+    for place, file in _absent_files(name):
+        raise UserError(
+            f"Metric {name!r} needs the file {file} in {place}, which is absent: place it there "
+            "(evaluate.weights in params.yaml, TORCH_HOME and HF_HOME move these folders), or drop the metric; nothing "
+            "is downloaded."
+        )
 
 
 def _absent_files(name: str) -> list[tuple[Path, str]]:
