@@ -530,6 +530,19 @@ def test_old_checkpoints_are_pruned(tmp_path):
     assert young.exists()
 
 
+def test_a_folder_in_place_of_a_checkpoint(tmp_path):
+    old = tmp_path / "x-old"
+    old.mkdir()
+    os.utime(old, (time.time() - 15 * 86400,) * 2)
+    scratch = study.Scratch("x", {"lr": 1}, code=[], root=tmp_path)
+    assert not old.exists() and scratch.folder != study.Scratch("x", {"lr": 2}, code=[], root=tmp_path).folder
+    (scratch.folder / "noisy").mkdir(parents=True)
+    (scratch.folder / "noisy" / "values.json").write_text("{}")
+    assert (study.Scratch("x", {"lr": 1}, code=[], root=tmp_path).folder / "noisy" / "values.json").exists()
+    scratch.done()
+    assert not scratch.folder.exists()
+
+
 # --- the repository's own files -----------------------------------------------------------------------------
 
 
