@@ -140,12 +140,19 @@ def evaluate_family(
     from tqdm import tqdm
 
     sets = [(task, False) for task in tasks] + [(name, True) for name in (extra or [] if plan.extra else [])]
-    jobs = [(task, pair, more) for task, more in sets for pair in read_pairs(pairs, "val", task)]
+    jobs = [
+        (task, pair, more)
+        for task, more in sets
+        for pair in _spread(read_pairs(pairs, "val", task), plan.spec.get("images"))
+    ]
     # The longest first, so that no worker is left with a large image at the end.
     jobs.sort(key=lambda job: -job[1].ideal.numel())
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     started = time.perf_counter()
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (plan,)) as pool:
+    # One server imports the libraries and every worker is forked from it, before any of them has started a thread.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.methods", "pyiqa"])
+    with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
     wall = time.perf_counter() - started
     rows = [row for part in parts for row in part["rows"]]
@@ -159,6 +166,11 @@ def evaluate_family(
         write_atomically(timing.with_suffix(".json"), _efficiency(parts, wall, workers))
     methods, places = list(plan.spec["methods"]), {name: number for number, (name, _) in enumerate(sets)}
     return sorted(rows, key=lambda r: (methods.index(r["method"]), places[r["task"]], r["image"]))
+
+
+def _spread(found: list[Pair], count: int | None) -> list[Pair]:
+    """So many of the pairs, at equal distances; all for None."""
+    return found if count is None else found[:: -(-len(found) // count)][:count]
 
 
 def _output_name(method: str, level: float) -> str:
@@ -193,6 +205,18 @@ def _efficiency(parts: list[dict], wall: float, workers: int) -> bytes:
     `single`: sum of the seconds of the calls of codecs, restorers and metrics, each timed on its thread;
     `wall`: seconds of the whole; `share`: `single` / (`wall` x `workers`), 1 if the workers did nothing else and never
     waited.
+    """
+    spent = pd.DataFrame([part["spent"] for part in parts]).sum()
+    single = float(spent.drop("all").sum())
+    numbers = {
+        "single": round(single, 2), "wall": round(wall, 2), "workers": workers,
+        "share": round(single / (wall * workers), 4),
+        "by": {name: round(float(value), 2) for name, value in spent.drop("all").sort_values(ascending=False).items()},
+    }  # fmt: skip
+    return (json.dumps(numbers, indent=1) + "\n").encode()
+
+
+def _move_streams(plan: Plan) -> None:
     """Bitstreams of finished pairs to where the pipeline expects them."""
     shutil.rmtree(plan.streams, ignore_errors=True)
     plan.streams.mkdir(parents=True)

@@ -27,6 +27,7 @@ import re  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
+from importlib import metadata  # noqa: E402
 from typing import TextIO  # noqa: E402
 
 import nbformat  # noqa: E402
@@ -41,6 +42,11 @@ _RUB = [
 ]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK_LINES = 25
+# Those whose version may change a result.
+LIBRARIES = (
+    "torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "pillow-heif", "compressai", "constriction",
+    "open_clip_torch", "pyiqa", "pytorch-msssim", "bjontegaard", "pandas", "matplotlib", "dvc", "papermill",
+)  # fmt: skip
 
 
 def _rub(text: str) -> str:
@@ -235,6 +241,7 @@ def _host(seconds: float, started: float) -> dict:
         "processor": platform.processor() or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
 
 
