@@ -72,7 +72,7 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
 
     Its bitstreams are written to a folder of its own.
     """
-    plan, started = _worker["plan"], time.perf_counter()
+    plan, began = _worker["plan"], time.time()
     place = Path(task) / pair.name
     if plan.keep is not None and (plan.keep / place / "values.json").is_file():
         return json.loads((plan.keep / place / "values.json").read_text())
@@ -114,8 +114,7 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
                 }
                 for name, value in values.items() if value is not None
             ]  # fmt: skip
-    spent = dict(clock.seconds) | {"all": time.perf_counter() - started}
-    result = {"rows": rows, "restoring": seconds, "spent": spent}
+    result = {"rows": rows, "restoring": seconds, "spent": dict(clock.seconds), "began": began}
     if plan.keep is not None:
         write_atomically(plan.keep / place / "values.json", json.dumps(result).encode())
     return result
@@ -148,13 +147,13 @@ def evaluate_family(
     # The longest first, so that no worker is left with a large image at the end.
     jobs.sort(key=lambda job: -job[1].ideal.numel())
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
-    started = time.perf_counter()
+    started = time.time()
     # One server imports the libraries and every worker is forked from it, before any of them has started a thread.
     context = get_context("forkserver")
     context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.methods", "pyiqa"])
     with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
-    wall = time.perf_counter() - started
+    ended = time.time()
     rows = [row for part in parts for row in part["rows"]]
     rows += _of_sets(plan, pairs, rows, tasks)
     if plan.keep is not None:
@@ -163,7 +162,7 @@ def evaluate_family(
         times = pd.DataFrame([pair for part in parts for pair in part["restoring"]], columns=["method", "seconds"])
         means = times.groupby("method", sort=False)["seconds"].mean().round(4).reset_index()
         write_atomically(timing, means.to_csv(index=False).encode())
-        write_atomically(timing.with_suffix(".json"), _efficiency(parts, wall, workers))
+        write_atomically(timing.with_suffix(".json"), _efficiency(parts, started, ended, workers))
     methods, places = list(plan.spec["methods"]), {name: number for number, (name, _) in enumerate(sets)}
     return sorted(rows, key=lambda r: (methods.index(r["method"]), places[r["task"]], r["image"]))
 
@@ -199,19 +198,22 @@ def _of_sets(plan: Plan, pairs: Path, rows: list[dict], tasks: list[str]) -> lis
     return out
 
 
-def _efficiency(parts: list[dict], wall: float, workers: int) -> bytes:
+def _efficiency(parts: list[dict], started: float, ended: float, workers: int) -> bytes:
     """How busy the workers were, as JSON.
 
-    `single`: sum of the seconds of the calls of codecs, restorers and metrics, each timed on its thread;
-    `wall`: seconds of the whole; `share`: `single` / (`wall` x `workers`), 1 if the workers did nothing else and never
-    waited.
+    `single`: sum of the seconds of the calls of codecs, restorers and metrics, each timed on its thread; `start`:
+    seconds until the first worker had its libraries and models; `wall`: seconds from then to the end; `share`: `single`
+    / (`wall` x `workers`), 1 if the workers did nothing else and never waited. Pairs that an earlier, interrupted run
+    had finished are not counted.
     """
-    spent = pd.DataFrame([part["spent"] for part in parts]).sum()
-    single = float(spent.drop("all").sum())
+    parts = [part for part in parts if part["began"] >= started]
+    spent = pd.DataFrame([part["spent"] for part in parts]).sum().sort_values(ascending=False)
+    single = float(spent.sum())
+    ready = min((part["began"] for part in parts), default=ended)
     numbers = {
-        "single": round(single, 2), "wall": round(wall, 2), "workers": workers,
-        "share": round(single / (wall * workers), 4),
-        "by": {name: round(float(value), 2) for name, value in spent.drop("all").sort_values(ascending=False).items()},
+        "single": round(single, 2), "start": round(ready - started, 2), "wall": round(ended - ready, 2),
+        "workers": workers, "share": round(single / max((ended - ready) * workers, 1e-9), 4),
+        "by": {name: round(float(value), 2) for name, value in spent.items()},
     }  # fmt: skip
     return (json.dumps(numbers, indent=1) + "\n").encode()
 

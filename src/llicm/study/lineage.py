@@ -314,8 +314,8 @@ def _model_of(path: Path, pipeline: Pipeline) -> Path:
         if codec is not None and codec.model_id()[: len(wanted)] == wanted:
             return file
     raise UserError(
-        f"{path}: written by model {wanted.hex()}, which is none of this repository's; get its weights with `dvc pull`, "
-        "or check out the commit they belong to."
+        f"{path}: written by model {wanted.hex()}, which is none of this repository's; get its weights with `dvc "
+        "pull`, or check out the commit they belong to."
     )
 
 
