@@ -61,7 +61,7 @@ from pathlib import Path
 from llicm.framework import LLICM, load_part, save_part
 from llicm.restore.registry import make_restorer
 import llicm.restore
-restorer = make_restorer("dncnn", width=8, depth=3, context=None)
+restorer = make_restorer("dncnn", width=8, context=None)
 LLICM(None, restorer)(torch.rand(1, 3, 33, 41)).enhanced.sum().backward()
 with tempfile.TemporaryDirectory() as folder:
     save_part(restorer, Path(folder) / "restorer.safetensors")

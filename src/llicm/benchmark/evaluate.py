@@ -148,9 +148,12 @@ def evaluate_family(
     jobs.sort(key=lambda job: -job[1].ideal.numel())
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     started = time.time()
-    # One server imports the libraries and every worker is forked from it, before any of them has started a thread.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.methods", "pyiqa"])
+    context = get_context("spawn")
+    if plan.weights is None:
+        # One server imports the libraries and forks every worker, before any has started a thread. (With weights of its
+        # own a worker must be told their place before it imports pyiqa.)
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.methods", "pyiqa"])
     with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
     ended = time.time()

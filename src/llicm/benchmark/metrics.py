@@ -368,7 +368,7 @@ def set_distance(name: str, device: str | torch.device = "cpu") -> Callable[[str
 
     def distance(measured: str | Path, ideal: str | Path) -> float:
         with _quiet():
-            return float(function(str(measured), str(ideal), num_workers=0, device=torch.device(device), verbose=False))
+            return float(function(str(measured), str(ideal), num_workers=0, verbose=False))
 
     return distance
 
