@@ -14,6 +14,7 @@ from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
 from llicm.framework import save_part
 from llicm.report import (
+    README_TABLES,
     ablation,
     ablation_markdown,
     abnormal_markdown,
@@ -38,6 +39,7 @@ from llicm.report import (
     update_readme,
     write_comparisons,
     write_compressai,
+    write_runs,
     write_timing,
 )
 from llicm.restore.direct import make_restorer
@@ -202,9 +204,7 @@ def test_ablation_says_what_is_undefined(variants):
     assert text.splitlines()[5].endswith("| n/a | n/a | n/a |")
 
 
-FILES = {
-    name: f"{name}.md" for name in ("headline", "abnormal", "disagreements", "extra", "ablation", "recognition")
-} | {"results": "readme.md"}
+FILES = README_TABLES
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -344,3 +344,15 @@ def test_crops_say_how_much_is_kept(tmp_path):
     crops = kept_crops("webp", "noisy", families, tmp_path, side=32)
     shares = [int(note.split(", ")[1].split("%")[0]) for _, _, note in crops[2:]]
     assert len(crops) == 5 and shares == sorted(shares) and shares[-1] > shares[0] + 10
+
+
+def test_what_a_run_took_is_published(tmp_path):
+    hosts, timing = tmp_path / ".run/hosts", tmp_path / ".run/timing"
+    for folder in (hosts, timing, tmp_path / "out"):
+        folder.mkdir(parents=True)
+    (tmp_path / "out/stages.json").write_text(json.dumps({"vlm": {"seconds": 1}, "train@a": {"seconds": 2}}))
+    (hosts / "train@a.json").write_text(json.dumps({"seconds": 3}))
+    (timing / "webp.json").write_text(json.dumps({"single": 9.0, "wall": 5.0, "workers": 2, "share": 0.9, "by": {}}))
+    assert write_runs(tmp_path, tmp_path / "out") == 2
+    assert json.loads((tmp_path / "out/stages.json").read_text()) == {"train@a": {"seconds": 3}, "vlm": {"seconds": 1}}
+    assert pd.read_csv(tmp_path / "out/evaluation.csv").to_dict("records")[0]["share"] == 0.9

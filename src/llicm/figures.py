@@ -114,7 +114,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int, palette: bool
     data = png(figure, dpi, palette and Path(path).suffix == ".png")
     if Path(path).suffix == ".jpg":
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=93, subsampling=0)
+        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=88, subsampling=0)
         data = buffer.getvalue()
     write_atomically(path, data)
 
@@ -309,10 +309,16 @@ def abnormal_why(
                 value = 100 * curve.value if name == "kept" else curve.value
                 axis.plot(curve.bpp, value, **styles[method])
         axis.set_xlabel("rate (bits per pixel)")
-    axes[0].set_ylabel(f"energy of the degradation in X̂ (%), {task}")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylabel("energy kept in X̂ (%)")
+    axes[0].set_title(f"{task}: what X̂ keeps of the degradation", fontsize=9.5)
+    axes[1].set_title(f"{task}: quality of the output", fontsize=9.5)
     axes[0].axhline(100, color="0.45", linestyle=(0, (1, 1)), linewidth=1.0)
     axes[0].set_ylim(bottom=0)
-    axes[1].set_ylabel(f"output: {metric_info(metric).axis_label}")
+    axes[1].set_ylabel(metric_info(metric).axis_label)
     handles = [Line2D([], [], label=method_label(m), **styles[m]) for m in methods]
     upper.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     if crops:

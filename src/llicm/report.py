@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From records to what is published: comparisons, the README's tables, and picture strips at matched rate."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "headline_markdown",
     "headline_table",
     "is_baseline",
+    "README_TABLES",
     "mean_points",
     "readme_results",
     "recognition_markdown",
@@ -44,6 +46,7 @@ __all__ = [
     "update_readme",
     "write_comparisons",
     "write_compressai",
+    "write_runs",
     "write_timing",
 ]
 
@@ -55,11 +58,18 @@ VARIANTS = {
     "both": "both embeddings",
     "oracle": "task oracle (one-hot)",
 }
+SHOWN = ("psnr", "ms_ssim", "niqe_fit")  # metrics in the README's headline: two full-reference ones, one without
 # Columns of `ablation` before those of the tasks.
 ABLATION = (
     "method", "anchor", "metric", "bd_rate", "bd_rate_low", "bd_rate_high", "bd_quality", "bd_quality_low",
     "bd_quality_high", "tasks_defined", "images",
 )  # fmt: skip
+
+
+# Marker in the README -> file in results/tables.
+README_TABLES = {
+    name: f"{name}.md" for name in ("headline", "abnormal", "disagreements", "extra", "ablation", "recognition")
+} | {"results": "readme.md"}
 
 
 def mean_points(records: pd.DataFrame) -> pd.DataFrame:
@@ -147,7 +157,7 @@ def write_comparisons(
     def put(table: pd.DataFrame, name: str) -> None:
         table.to_csv(out / name, index=False, float_format="%.6g")
 
-    tests = [name for name in (TEST, "rdo>adapted", DIFFUSION[0]) if name in methods]
+    tests = [name for name in (TEST, DIFFUSION[0]) if name in methods]
     table = bd_table(records, metrics, tests, methods, tasks)
     if TEST in methods and len(methods) > 1:
         ends = bd_intervals(records, metrics, TEST, methods, tasks).drop(columns=["bd_rate", "bd_quality"])
@@ -168,9 +178,15 @@ def write_comparisons(
     return table
 
 
-def headline_markdown(table: pd.DataFrame) -> str:
-    """What `headline_table` returns, as Markdown: a row a task, two columns a metric."""
-    return "\n".join(["| " + " | ".join(row) + " |" for row in _headline_cells(table)]) + "\n"
+def headline_markdown(table: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> str:
+    """What `headline_table` returns, as Markdown: a row a task, two columns a metric.
+
+    Args:
+        metrics: those shown, if they were measured; the CSV and LaTeX tables have all.
+    """
+    shown = [metric for metric in metrics if metric in set(table["metric"])] or list(dict.fromkeys(table["metric"]))
+    cells = _headline_cells(table[table["metric"].isin(shown)])
+    return "\n".join(["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
 def headline_latex(table: pd.DataFrame) -> str:
@@ -704,19 +720,44 @@ def write_timing(folder: Path, out: Path) -> bool:
     return True
 
 
+def write_runs(folder: Path, out: Path) -> int:
+    """What the last run took, as it cannot be among the outputs: ``stages.json`` and ``evaluation.csv``.
+
+    The former has, by stage, seconds, host and library versions, from `.run/hosts`; the latter, by family, the seconds
+    of all calls of codecs, restorers and metrics, the wall time, and how busy that kept the workers.
+
+    Args:
+        folder: of params.yaml, after a run of the pipeline. out: for the two files.
+
+    Returns:
+        The number of stages told of; those that did not run again keep what was published of them.
+    """
+    path = out / "stages.json"
+    stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = sorted((folder / ".run" / "hosts").glob("*.json"))
+    stages |= {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in found}
+    if found:
+        write_atomically(path, (json.dumps(stages, indent=1, sort_keys=True) + "\n").encode())
+    rows = []
+    for file in sorted((folder / ".run" / "timing").glob("*.json")):
+        numbers = json.loads(file.read_text(encoding="utf-8"))
+        rows.append({"family": file.stem} | {key: value for key, value in numbers.items() if key != "by"})
+    if rows:
+        write_atomically(out / "evaluation.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+    return len(stages)
+
+
 def update_readme(readme: Path, tables: Path) -> None:
     """Put the published tables between the markers of the README, atomically.
 
     Args:
-        tables: folder with readme.md for the marker ``results``, and headline.md, abnormal.md, disagreements.md,
-            extra.md, ablation.md and recognition.md for markers of those names.
+        tables: folder with the files of ``README_TABLES``.
 
     Raises:
         UserError: the README lacks a marker, or a table is missing.
     """
     text = readme.read_text(encoding="utf-8")
-    for name in ("results", "headline", "abnormal", "disagreements", "extra", "ablation", "recognition"):
-        file = "readme.md" if name == "results" else f"{name}.md"
+    for name, file in README_TABLES.items():
         path, begin, end = tables / file, f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if not path.is_file():
             raise UserError(f"{path}: no such table; run `dvc repro` first")
@@ -730,6 +771,7 @@ def update_readme(readme: Path, tables: Path) -> None:
 if __name__ == "__main__":
     try:
         write_timing(Path(), Path("results/timing"))
+        write_runs(Path(), Path("results/timing"))
         update_readme(Path("README.md"), Path("results/tables"))
     except UserError as error:
         sys.exit(str(error))
