@@ -14,7 +14,6 @@ Each check returns findings; a clean study has none. What each looks at:
 """
 
 import ast
-import hashlib
 import json
 import os
 import shutil
@@ -47,16 +46,17 @@ class Finding:
     mend: str
 
 
-def audit(root: str | os.PathLike = ".", checks: list[str] | None = None) -> list[Finding]:
-    """Run the checks on a repository.
+def audit(root: str | os.PathLike = ".", profile: str | None = None, checks: list[str] | None = None) -> list[Finding]:
+    """Run the checks on a study.
 
     Args:
-        root: the repository. checks: names among ``CHECKS``; all by default.
+        root: the repository. profile: name of a folder below profiles/; None for the default study.
+        checks: names among ``CHECKS``; all by default.
 
     Raises:
         UserError: an unknown check, or a lock file that is missing or damaged beyond reading.
     """
-    pipeline = Pipeline(root)
+    pipeline = Pipeline(root, profile)
     unknown = sorted(set(checks or []) - set(CHECKS))
     if unknown:
         raise UserError(f"no check is called {unknown[0]!r}; choose among {', '.join(CHECKS)}.")
@@ -67,9 +67,23 @@ def as_json(findings: list[Finding]) -> str:
     return json.dumps([asdict(finding) for finding in findings], indent=1)
 
 
+def as_text(findings: list[Finding], checks: list[str]) -> str:
+    """A line a check, then what was found."""
+    lines = []
+    for name in checks:
+        count = sum(finding.check == name for finding in findings)
+        lines.append(f"{name:10} {'ok' if not count else f'{count} finding' + ('s' if count > 1 else '')}")
+    for finding in findings:
+        lines += [
+            "", f"{finding.check}: {finding.what}", f"  expected  {finding.expected}", f"  found     {finding.found}",
+            f"  mend      {finding.mend}",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def _lock(pipeline: Pipeline) -> Iterator[Finding]:
-    declared = _declared(pipeline.root)
-    locked = {stage.name: stage for stage in pipeline.stages if stage.folder == pipeline.root and stage.command}
+    declared = _declared(pipeline)
+    locked = {stage.name: stage for stage in pipeline.own if stage.command}
     for name in sorted(set(declared) | set(locked)):
         if name not in locked:
             yield Finding("lock", f"dvc.lock: {name}", "an entry", "none", "run `dvc repro`, then commit dvc.lock")
@@ -96,29 +110,30 @@ def _lock(pipeline: Pipeline) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _declared(root: Path) -> dict[str, tuple[str, list[str], list[str], dict]]:
+def _declared(pipeline: Pipeline) -> dict[str, tuple[str, list[str], list[str], dict]]:
     """Stages as dvc.yaml and params.yaml have them now: command, inputs, outputs, parameters."""
     from dvc.repo import Repo
 
+    def place(path: str) -> str:
+        return pipeline.relative(Path(os.path.normpath(pipeline.folder / path)))
+
     stages = {}
-    with Repo(str(root)) as repo:
-        for stage in repo.stage.load_all("dvc.yaml"):
+    with Repo(str(pipeline.root)) as repo:
+        for stage in repo.stage.load_all(str(pipeline.folder / "dvc.yaml")):
             deps, params = [], {}
             for dependency in stage.deps:
                 if hasattr(dependency, "params"):
                     params.update(dependency.read_params())
                 else:
-                    deps.append(os.path.normpath(dependency.def_path))
-            outs = [os.path.normpath(out.def_path) for out in stage.outs]
+                    deps.append(place(dependency.def_path))
+            outs = [place(out.def_path) for out in stage.outs]
             stages[stage.name] = (stage.cmd, deps, outs, params)
     return stages
 
 
 def _hashes(pipeline: Pipeline) -> Iterator[Finding]:
     known: dict[Path, str | None] = {}
-    for stage in pipeline.stages:
-        if stage.folder != pipeline.root:
-            continue  # a profile's outputs need not be there
+    for stage in pipeline.own:
         for kind, items in (("output", stage.outs), ("input", stage.deps)):
             for path, md5 in items.items():
                 if path not in known:
@@ -149,9 +164,9 @@ def _inside(path: Path, md5: str, pipeline: Pipeline) -> str | None:
 
 
 def _notebooks(pipeline: Pipeline) -> Iterator[Finding]:
-    for stage in pipeline.stages:
+    for stage in pipeline.own:
         source, executed = stage.source, stage.notebook
-        if stage.folder != pipeline.root or source is None or executed is None:
+        if source is None or executed is None:
             continue
         name = pipeline.relative(executed)
         if not executed.is_file() or not source.is_file():
@@ -213,6 +228,8 @@ def _injected(cell: dict) -> bool:
 def _readme(pipeline: Pipeline) -> Iterator[Finding]:
     from llicm.report import README_TABLES
 
+    if pipeline.folder != pipeline.root:
+        return  # it shows the default study
     path, tables = pipeline.root / "README.md", pipeline.root / "results" / "tables"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, file in README_TABLES.items():
@@ -237,7 +254,7 @@ def _lines(a: str, b: str) -> Iterator[tuple[str, str]]:
 
 def _figures(pipeline: Pipeline) -> Iterator[Finding]:
     """Execute the notebook of the figures again, on the same inputs, in a folder of its own, and compare what it makes."""
-    stage = next((s for s in pipeline.stages if s.name == "figures" and s.folder == pipeline.root), None)
+    stage = next((stage for stage in pipeline.own if stage.name == "figures"), None)
     if stage is None or any(digest(path) is None for path in stage.deps):
         yield Finding(
             "figures", "figures", "its inputs on disk", "some are absent", "run `dvc checkout` or `dvc repro`"
@@ -262,7 +279,7 @@ def _figures(pipeline: Pipeline) -> Iterator[Finding]:
             reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
             yield Finding("figures", "build/5_figures.ipynb", "runs", reason, "run `dvc repro -f figures`")
             return
-        for path, md5 in stage.outs.items():
+        for path in stage.outs:
             if path == stage.notebook:
                 continue
             made = work / os.path.relpath(path, stage.folder)
@@ -279,6 +296,7 @@ import json, os, sys
 sys.path.insert(0, sys.argv[1])
 from llicm.study import run
 values = run.nest(json.load(sys.stdin))
+os.environ["DVC_STAGE"] = "figures"
 os.environ.update(run._environment(values))
 import papermill
 papermill.execute_notebook(
@@ -306,12 +324,12 @@ def _weights(pipeline: Pipeline) -> Iterator[Finding]:
     from llicm.model import DEFAULT_MODEL, load_model
     from llicm.study.params import load
 
-    path = pipeline.root / DEFAULT_MODEL
+    path = pipeline.folder / DEFAULT_MODEL
     maker = pipeline.producer(path)
     if maker is None or not path.is_file():
         yield Finding("weights", DEFAULT_MODEL.as_posix(), "the default model", "nothing there", "run `make model`")
         return
-    arm = pipeline.root / "artifacts" / "models" / load(pipeline.root / "params.yaml")["release"]["models"]
+    arm = pipeline.folder / "artifacts" / "models" / load(pipeline.folder / "params.yaml")["release"]["models"]
     try:
         system = load_model(path)
     except UserError as error:
