@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole study, checked: nothing was touched since it was made, and everything printed follows from what was measured.
+"""The whole study, checked: nothing was touched since it was made, and what is printed follows from what was measured.
 
 Each check returns findings; a clean study has none. What each looks at:
 
@@ -7,7 +7,7 @@ Each check returns findings; a clean study has none. What each looks at:
 |---|---|
 | ``lock`` | does dvc.lock say what dvc.yaml and params.yaml say: stages, commands, inputs, outputs, parameters? |
 | ``hashes`` | is every input and output on disk what the lock says? |
-| ``notebooks`` | did the executed notebooks run the code that is there, with the recorded parameters, on the recorded inputs? |
+| ``notebooks`` | did executed notebooks run the code that is there, with the recorded parameters and inputs? |
 | ``readme`` | do the README's tables equal the published ones? |
 | ``figures`` | do figures and tables come out again, byte for byte, from the records, weights and pairs? |
 | ``weights`` | are the weights that the command line uses those of the lineage? |
@@ -146,7 +146,7 @@ def _hashes(pipeline: Pipeline) -> Iterator[Finding]:
                 found = "nothing there" if known[path] is None else f"md5 {known[path]}"
                 mend = (
                     "get it with `dvc checkout` or `dvc pull`" if known[path] is None
-                    else "restore it with `git checkout` or `dvc checkout --force`, or run `dvc repro` if the change is meant"
+                    else "restore it with `git checkout` or `dvc checkout --force`; if it is meant, run `dvc repro`"
                 )  # fmt: skip
                 what = _inside(path, md5, pipeline) or pipeline.relative(path)
                 yield Finding("hashes", what, f"md5 {md5} ({kind} of {stage.name})", found, mend)
@@ -253,7 +253,7 @@ def _lines(a: str, b: str) -> Iterator[tuple[str, str]]:
 
 
 def _figures(pipeline: Pipeline) -> Iterator[Finding]:
-    """Execute the notebook of the figures again, on the same inputs, in a folder of its own, and compare what it makes."""
+    """Execute the notebook of the figures again, on the same inputs, in a folder of its own, and compare its outputs."""
     stage = next((stage for stage in pipeline.own if stage.name == "figures"), None)
     if stage is None or any(digest(path) is None for path in stage.deps):
         yield Finding(
