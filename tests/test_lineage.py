@@ -19,7 +19,8 @@ from llicm.study.lineage import Pipeline, digest, to_dot, trace
 def repository(tmp_path):
     """data.dvc -> train@a -> figures, under git."""
     for name, text in {
-        "data/photo.txt": "a photo", "src/model.py": "x = 1", "src/plot.py": "y = 2", "artifacts/models/a/log.csv": "1,2",
+        "data/photo.txt": "a photo", "src/model.py": "x = 1", "src/plot.py": "y = 2",
+        "artifacts/models/a/log.csv": "1,2",
         "results/figures/one.png": "pixels", "results/figures/two.png": "more pixels", "README.md": "words",
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

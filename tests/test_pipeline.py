@@ -295,21 +295,24 @@ def alter_bytes(name):
     return alter
 
 
-@pytest.mark.parametrize(
-    "what, alter, check, named",
-    [
-        ("a weight byte", alter_weights, "weights", "llicm.safetensors"),
-        ("a CSV cell", alter_text("results/tables/bd_rate.csv", r"(\d)\n", r"\g<1>7\n"), "figures", "bd_rate.csv"),
-        ("a figure", alter_bytes("results/figures/figure_4_psnr.png"), "figures", "figure_4_psnr.png"),
-        ("a notebook cell", alter_text("executed/1_degrade.ipynb", "check_apart\\(photos\\)", "pass"), "notebooks", "1_degrade.ipynb, code cell"),
-        ("a parameter", alter_text("params.yaml", "crop: 64", "crop: 96"), "lock", "params.yaml: training"),
-        ("a lock entry", alter_text("dvc.lock", r"(path: artifacts/release\n    +hash: md5\n    +md5: )\w{4}", r"\g<1>0000"), "hashes", "artifacts/release"),
-        ("a data file", alter_bytes("../../data/test/*"), "hashes", "data"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and " " in value else "",
-)  # fmt: skip
-def test_the_audit_catches(clone, what, alter, check, named):
+LOCK_ENTRY = r"(path: artifacts/release\n    +hash: md5\n    +md5: )\w{4}"
+TAMPERED = {
+    "a weight byte": (alter_weights, "weights", "llicm.safetensors"),
+    "a CSV cell": (alter_text("results/tables/bd_rate.csv", r"(\d)\n", r"\g<1>7\n"), "figures", "bd_rate.csv"),
+    "a figure": (alter_bytes("results/figures/figure_4_psnr.png"), "figures", "figure_4_psnr.png"),
+    "a notebook cell": (
+        alter_text("executed/1_degrade.ipynb", r"check_apart\(photos\)", "pass"), "notebooks", "1_degrade.ipynb, code",
+    ),
+    "a parameter": (alter_text("params.yaml", "crop: 64", "crop: 96"), "lock", "params.yaml: training"),
+    "a lock entry": (alter_text("dvc.lock", LOCK_ENTRY, r"\g<1>0000"), "hashes", "artifacts/release"),
+    "a data file": (alter_bytes("../../data/test/*"), "hashes", "data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_the_audit_catches(clone, what):
     """The eighth, a number in the README, is in tests/test_lineage.py: the README shows the default study."""
+    alter, check, named = TAMPERED[what]
     path, data = alter(clone.profile)
     original = path.read_bytes()
     path.unlink()  # DVC may have linked it to its cache

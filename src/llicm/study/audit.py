@@ -253,7 +253,7 @@ def _lines(a: str, b: str) -> Iterator[tuple[str, str]]:
 
 
 def _figures(pipeline: Pipeline) -> Iterator[Finding]:
-    """Execute the notebook of the figures again, on the same inputs, in a folder of its own, and compare its outputs."""
+    """Execute the notebook of the figures again, on the same inputs, in a folder of its own; compare what it makes."""
     stage = next((stage for stage in pipeline.own if stage.name == "figures"), None)
     if stage is None or any(digest(path) is None for path in stage.deps):
         yield Finding(
