@@ -7,16 +7,19 @@ processor sums in another order.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 
+from llicm.benchmark.probes import PROBES
+from llicm.benchmark.records import read_records
 from llicm.study import params
+from llicm.study.audit import audit
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "profiles/smoke/dvc.yaml"
@@ -84,18 +87,25 @@ def test_everything_is_made(clone):
             folder = clone.profile / "artifacts/pairs/val" / task / side
             assert {p.stem for p in folder.glob("*.png")} == photos
 
-    records = pd.read_csv(clone.profile / "results/records.csv")
+    records = read_records(clone.profile / "results/records.parquet")
+    assert records.equals(read_records(clone.profile / "results/records.csv.gz"))
     methods = {m for family in values["families"].values() for m in family["methods"]}
     for column, expected in {
-        "method": methods, "family": set(values["families"]), "task": set(values["tasks"]),
-        "image": photos, "metric": set(values["evaluate"]["metrics"]),
+        "method": methods, "family": set(values["families"]), "task": {*values["tasks"], *values["extra"]},
+        "image": photos, "metric": {*values["evaluate"]["metrics"], *PROBES},
     }.items():  # fmt: skip
         assert set(records[column]) == expected, column
+
+    def points(family):
+        entries = [e if isinstance(e, dict) else {} for e in family["methods"].values()]
+        return sum(len(e.get("levels", family["levels"])) for e in entries)
+
     values_per_image = sum(
-        len(f["methods"]) * len(f["levels"]) * len(f.get("metrics", values["evaluate"]["metrics"]))
+        points(f) * len(f.get("metrics", values["evaluate"]["metrics"])) * len(values["tasks"])
+        + points(f) * len(f.get("extra", [])) * len(values["extra"])
         for f in values["families"].values()
     )
-    assert len(records) == values_per_image * len(values["tasks"]) * len(photos)
+    assert (~records["metric"].isin(PROBES)).sum() == values_per_image * len(photos)
     assert records["value"].notna().all()
     assert (records["bytes"] > 0).all()
     jpeg = records[(records["method"] == "jpeg") & (records["metric"] == "psnr")]
@@ -107,6 +117,11 @@ def test_everything_is_made(clone):
     recognised = json.loads((clone.profile / "results/vlm/recognition.json").read_text())
     assert list(recognised["accuracy_of_tasks"]) == ["none", *map(str, values["vlm"]["recognise"]["levels"])]
     assert "no VLM" in (clone.profile / "results/tables/ablation.md").read_text()
+    names = {path.name for path in (clone.profile / "results/figures").iterdir()}
+    for number, name in enumerate(("frameworks", "objectives", "system", "psnr", "abnormal", "pictures"), 1):
+        assert any(found.startswith(f"figure_{number}_{name}") for found in names), name
+    page = (clone.profile / "artifacts/curves/curves.html").read_text()
+    assert all(f'"legendgroup":"{method}"' in page for method in ("llicm", "webp"))
     for folder, kind in (("figures", "*.png"), ("tables", "*.csv")):
         files = list((clone.profile / "results" / folder).glob(kind))
         assert files
@@ -115,7 +130,7 @@ def test_everything_is_made(clone):
 
 def test_executed_notebooks_are_recorded_and_hold_nothing_of_this_run(clone):
     executed = sorted((clone.profile / "executed").glob("*.ipynb"))
-    assert len(executed) == len(params.load(clone.profile / "params.yaml")["arms"]) + len(EVALUATIONS) + 3
+    assert len(executed) == len(params.load(clone.profile / "params.yaml")["arms"]) + len(EVALUATIONS) + 4
     for path in executed:
         text = path.read_text()
         assert str(clone.folder) not in text, path.name
@@ -246,3 +261,67 @@ def test_a_corrupt_photo_is_named_in_one_sentence(clone):
         photo.write_bytes(content)
         clone.dvc("checkout", SMOKE)
     assert clone.stale() == {}
+
+
+# --- audit ---
+
+
+def test_the_audit_finds_nothing_where_nothing_was_touched(clone):
+    assert audit(clone.folder, "smoke") == []
+
+
+def alter_weights(profile):
+    path = profile / "artifacts/release/llicm.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    return path, bytes(data)
+
+
+def alter_text(name, old, new):
+    def alter(profile):
+        path = next(profile.glob(name))
+        text = path.read_text()
+        assert re.search(old, text), f"{path} does not hold {old}"
+        return path, re.sub(old, new, text, count=1).encode()
+
+    return alter
+
+
+def alter_bytes(name):
+    def alter(profile):
+        path = sorted(profile.glob(name))[0]
+        return path, path.read_bytes() + b"\0"
+
+    return alter
+
+
+LOCK_ENTRY = r"(path: artifacts/release\n    +hash: md5\n    +md5: )\w{4}"
+TAMPERED = {
+    "a weight byte": (alter_weights, "weights", "llicm.safetensors"),
+    "a CSV cell": (alter_text("results/tables/bd_rate.csv", r"(\d)\n", r"\g<1>7\n"), "figures", "bd_rate.csv"),
+    "a figure": (alter_bytes("results/figures/figure_4_psnr.png"), "figures", "figure_4_psnr.png"),
+    "a notebook cell": (
+        alter_text("executed/1_degrade.ipynb", r"check_apart\(photos\)", "pass"), "notebooks", "1_degrade.ipynb, code",
+    ),
+    "a parameter": (alter_text("params.yaml", "crop: 64", "crop: 96"), "lock", "params.yaml: training"),
+    "a lock entry": (alter_text("dvc.lock", LOCK_ENTRY, r"\g<1>0000"), "hashes", "artifacts/release"),
+    "a data file": (alter_bytes("../../data/test/*"), "hashes", "data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_the_audit_catches(clone, what):
+    """The eighth, a number in the README, is in tests/test_lineage.py: the README shows the default study."""
+    alter, check, named = TAMPERED[what]
+    path, data = alter(clone.profile)
+    original = path.read_bytes()
+    path.unlink()  # DVC may have linked it to its cache
+    path.write_bytes(data)
+    try:
+        checks = [check] if check == "figures" else ["lock", "hashes", "notebooks", "weights"]
+        found = [finding for finding in audit(clone.folder, "smoke", checks) if finding.check == check]
+        assert any(named in finding.what for finding in found), found
+        assert all(finding.expected != finding.found and finding.mend for finding in found)
+    finally:
+        path.unlink()
+        path.write_bytes(original)

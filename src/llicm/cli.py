@@ -836,6 +836,60 @@ def benchmark(
     _out(f"{photos}: results are in {out}")
 
 
+@_llicm.command()
+@click.argument("artefact", metavar="ARTEFACT")
+@click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
+@click.option("--dot", "form", flag_value="dot", help="Print the graph in the language of Graphviz.")
+@click.option("--root", type=_PATH, default=Path(), help="The repository; default: this folder.")
+def lineage(artefact: str, form: str | None, root: Path) -> None:
+    """Show where an artefact comes from, and check every link on the way.
+
+    ARTEFACT is any output of the pipeline: a figure, a table, a weight file, an executed notebook; or a .llicm file,
+    through the model that wrote it. Exit code 1 if anything on disk is not what dvc.lock says.
+
+    \b
+    Examples:
+      llicm lineage results/figures/figure_4_psnr.png
+      llicm lineage photo.llicm --json
+    """
+    from llicm.study.lineage import to_dot, trace
+
+    found = trace(artefact, root)
+    if form == "json":
+        _out(found.as_json())
+    elif form == "dot":
+        _out(to_dot(found).rstrip())
+    else:
+        _out(found.as_text())
+    if not found.verified:
+        raise click.exceptions.Exit(1)
+
+
+@_llicm.command()
+@click.option("--profile", help="A profile below profiles/; default: the default study.")
+@click.option(
+    "--checks", type=_List("checks", str), help="Only these of lock, hashes, notebooks, readme, weights, figures."
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--root", type=_PATH, default=Path(), help="The repository; default: this folder.")
+def audit(profile: str | None, checks: tuple[str, ...] | None, as_json: bool, root: Path) -> None:
+    """Check the whole study: that nothing was touched, and that everything printed follows from what was measured.
+
+    Exit code 0 if all is well, else 1, with what was expected, what was found, and how to mend it.
+
+    \b
+    Examples:
+      llicm audit
+      llicm audit --checks lock,hashes
+    """
+    from llicm.study import audit as module
+
+    findings = module.audit(root, profile, list(checks) if checks else None)
+    _out(module.as_json(findings) if as_json else module.as_text(findings, list(checks or module.CHECKS)))
+    if findings:
+        raise click.exceptions.Exit(1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (of the process if None).
 

@@ -76,19 +76,19 @@ class Pipeline:
 
     Args:
         root: the repository.
+        profile: name of a folder below profiles/, of which `folder` then is; None for the default study.
 
     Raises:
         UserError: there is no dvc.lock, or one is damaged.
     """
 
-    def __init__(self, root: str | os.PathLike = "."):
+    def __init__(self, root: str | os.PathLike = ".", profile: str | None = None):
         self.root = Path(root).resolve()
+        self.folder = self.root / "profiles" / profile if profile else self.root
+        if not (self.folder / "dvc.lock").is_file():
+            raise UserError(f"{self.folder / 'dvc.lock'}: no such file; run `dvc repro` there first.")
         locks = [self.root / "dvc.lock", *sorted(self.root.glob("profiles/*/dvc.lock"))]
         locks = [lock for lock in locks if lock.is_file()]
-        if not locks:
-            raise UserError(
-                f"{self.root / 'dvc.lock'}: no such file; run `dvc repro`, or name the repository's folder."
-            )
         self.stages = [*self._data(), *(stage for lock in locks for stage in _stages(lock))]
 
     def _data(self) -> Iterator[Stage]:
@@ -105,6 +105,11 @@ class Pipeline:
         """The stage that made a path, or the folder around it; None for what no stage made."""
         path = Path(path).resolve()
         return next((self._made[place] for place in (path, *path.parents) if place in self._made), None)
+
+    @property
+    def own(self) -> list[Stage]:
+        """The stages of `folder`, those of ``.dvc`` files first."""
+        return [stage for stage in self.stages if stage.folder == self.folder or not stage.command]
 
     def relative(self, path: Path) -> str:
         """A path as seen from the repository."""
@@ -165,6 +170,31 @@ class Lineage:
         values = {key: getattr(self, key) for key in ("artefact", "md5", "verified", "findings", "git", "stages")}
         values["links"] = [dict(zip(("stage", "input", "made_by"), link, strict=True)) for link in self.links]
         return json.dumps(values, indent=1)
+
+    def as_text(self) -> str:
+        """For reading: the stages from the artefact back to the data, and what was found."""
+        lines = [f"{self.artefact}  {self.md5}"]
+        for stage in self.stages:
+            commit, ran = stage["commit"], stage["run"]
+            about = [f"{stage['pipeline']}"]
+            about += [f"commit {commit['hash'][:10]} of {commit['date']}"] if commit else ["not committed"]
+            if ran:
+                about.append(f"{ran['seconds']:.0f} s on {ran['platform']}, Python {ran['python']}")
+            lines += ["", f"{stage['stage']}  ({'; '.join(about)})"]
+            if stage["command"]:
+                lines.append(f"  {stage['command']}")
+            for key, value in stage["params"].items():
+                text = json.dumps(value)
+                lines.append(f"  {key} = {text if len(text) < 100 else text[:97] + '...'}")
+            for kind in ("inputs", "code", "outputs"):
+                for row in stage[kind]:
+                    maker = next((m for s, p, m in self.links if (s, p) == (stage["stage"], row["path"])), None)
+                    by = f"  <- {maker}" if maker and kind == "inputs" else ""
+                    name = kind if kind == "code" else kind[:-1]
+                    lines.append(f"  {name:7} {row['on_disk']:8} {row['path']}{by}")
+        state = "clean" if self.git["clean"] else "changed files"
+        lines += ["", f"git {self.git['commit']}, {state}"]
+        return "\n".join([*lines, *(["verified"] if self.verified else ["NOT VERIFIED", *self.findings])])
 
 
 def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage:
