@@ -97,14 +97,20 @@ def test_what_a_run_took_is_told_where_known(repository):
 
 
 @pytest.mark.parametrize(
-    "path, stages", [("data/photo.txt", 1), ("src/model.py", 1), ("artifacts/models/a/codec.safetensors", 2),
-                     ("results/figures/two.png", 1)]
-)  # fmt: skip
-def test_whatever_was_touched_is_named(repository, path, stages):
+    "path, count",
+    [
+        ("data/photo.txt", 1),
+        ("src/model.py", 1),
+        # the folder of all models is an input of the figures, that of this one an output of its training
+        ("artifacts/models/a/codec.safetensors", 2),
+        ("results/figures/two.png", 1),
+    ],
+)
+def test_whatever_was_touched_is_named(repository, path, count):
     (repository / path).write_bytes((repository / path).read_bytes() + b" ")
     found = trace(repository / "results/figures/one.png", repository)
     assert not found.verified
-    assert len(found.findings) == stages, found.findings
+    assert len(found.findings) == count, found.findings
     assert all(path.startswith(finding.split(":")[0]) for finding in found.findings)
     assert "restore it with" in found.findings[0]
 

@@ -88,7 +88,7 @@ def test_everything_is_made(clone):
             assert {p.stem for p in folder.glob("*.png")} == photos
 
     records = read_records(clone.profile / "results/records.parquet")
-    assert records.equals(read_records(clone.profile / "results/records.csv.gz"))
+    assert records.equals(read_records(clone.profile / "artifacts/records.csv"))
     methods = {m for family in values["families"].values() for m in family["methods"]}
     for column, expected in {
         "method": methods, "family": set(values["families"]), "task": {*values["tasks"], *values["extra"]},

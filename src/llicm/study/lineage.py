@@ -265,7 +265,8 @@ def _describe(stage: Stage, pipeline: Pipeline, hashes: dict, found: Lineage) ->
             row = {"path": pipeline.relative(path), "md5": md5, "on_disk": state}
             made = kind == "outputs" or pipeline.producer(path) is not None or _is_filled(path, pipeline)
             lists[kind if made else "code"].append(row)
-            if state != SAME:
+            told = any(finding.startswith(f"{row['path']}: ") for finding in found.findings)
+            if state != SAME and not told:
                 what = "is not there" if state == ABSENT else f"is {hashes[path]} on disk"
                 found.findings.append(
                     f"{row['path']}: {what}, but {pipeline.relative(stage.lock)} has {md5} as one of the {kind} of "
