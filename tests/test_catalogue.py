@@ -130,4 +130,4 @@ def test_real_copies(tmp_path):
     assert add("bsds500_test", SHARED / "bsds500_test", tmp_path) == 200
     assert split("bsds500_test", "kodak", tmp_path / "photos", tmp_path) == {"train": 200, "test": 24}
     check_apart(tmp_path / "photos")
-    assert json.loads((tmp_path / "registry.json").read_text())["kodak"]["path"] == str(SHARED / "kodak")
+    assert json.loads((tmp_path / "registry.json").read_text())["kodak"]["path"] == str((SHARED / "kodak").resolve())

@@ -539,7 +539,8 @@ def test_evaluate_reports_what_it_cannot_measure(here, model, capsys):
 
 # --- help ---
 
-COMMANDS = [[], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["vlm"],
+COMMANDS = [[], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
+            ["data", "add"], ["data", "split"], ["benchmark"], ["lineage"], ["audit"], ["vlm"],
             ["vlm", "convert"], ["restorer"], ["restorer", "convert"]]  # fmt: skip
 
 

@@ -391,7 +391,7 @@ def test_parameters_of_every_profile_are_valid(path):
         ({"restorer_arms": ["restorer", "llicm"]}, "'llicm' is in more than one of codec_arms, restorer_arms"),
         ({"vlm.view": "half"}, "parameter 'vlm.view': 'half' is not one of"),
         ({"arms.restorer.context": "all"}, "parameter 'arms.restorer.context': 'all' is not one of"),
-        ({"train_arms": {"adapted": "separate/restorer"}}, "'arms.llicm' is never trained"),
+        ({"train_arms": {"adapted": "separate/restorer"}}, "'arms.conventional' is never trained"),
     ],
 )
 def test_a_wrong_parameter_is_named_in_one_sentence(tmp_path, change, said):
