@@ -539,9 +539,11 @@ def test_evaluate_reports_what_it_cannot_measure(here, model, capsys):
 
 # --- help ---
 
-COMMANDS = [[], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
-            ["data", "add"], ["data", "split"], ["benchmark"], ["lineage"], ["audit"], ["vlm"],
-            ["vlm", "convert"], ["restorer"], ["restorer", "convert"]]  # fmt: skip
+COMMANDS = [
+    [], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
+    ["data", "add"], ["data", "split"], ["benchmark"], ["lineage"], ["audit"], ["vlm"], ["vlm", "convert"],
+    ["restorer"], ["restorer", "convert"],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
