@@ -111,6 +111,10 @@ class Pipeline:
         """The stages of `folder`, those of ``.dvc`` files first."""
         return [stage for stage in self.stages if stage.folder == self.folder or not stage.command]
 
+    def fills(self, folder: Path) -> bool:
+        """Whether outputs of stages lie in a folder that is none itself, such as that of all models."""
+        return any(out.is_relative_to(folder) for out in self._made)
+
     def relative(self, path: Path) -> str:
         """A path as seen from the repository."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
@@ -235,7 +239,7 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
             maker = pipeline.producer(path)
             if maker is not None:
                 found.links.append((stage.name, pipeline.relative(path), maker.name))
-            elif path.is_dir() and any(out.is_relative_to(path) for out in pipeline._made):
+            elif path.is_dir() and pipeline.fills(path):
                 # A folder that several stages fill, such as all models.
                 for other in pipeline.stages:
                     if any(out.is_relative_to(path) for out in other.outs) and other.folder == stage.folder:
@@ -263,7 +267,7 @@ def _describe(stage: Stage, pipeline: Pipeline, hashes: dict, found: Lineage) ->
                 hashes[path] = digest(path)
             state = ABSENT if hashes[path] is None else SAME if hashes[path] == md5 else CHANGED
             row = {"path": pipeline.relative(path), "md5": md5, "on_disk": state}
-            made = kind == "outputs" or pipeline.producer(path) is not None or _is_filled(path, pipeline)
+            made = kind == "outputs" or pipeline.producer(path) is not None or pipeline.fills(path)
             lists[kind if made else "code"].append(row)
             told = any(finding.startswith(f"{row['path']}: ") for finding in found.findings)
             if state != SAME and not told:
@@ -277,10 +281,6 @@ def _describe(stage: Stage, pipeline: Pipeline, hashes: dict, found: Lineage) ->
         "params": stage.params, **lists,
         "commit": _commit_of(stage, pipeline.root), "run": run_of(stage, pipeline.root),
     }  # fmt: skip
-
-
-def _is_filled(path: Path, pipeline: Pipeline) -> bool:
-    return any(out.is_relative_to(path) for out in pipeline._made)
 
 
 def run_of(stage: Stage, root: Path) -> dict | None:
