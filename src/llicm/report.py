@@ -15,7 +15,7 @@ from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_intervals, bd_ta
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.probes import kept_energy
 from llicm.benchmark.records import mean_curves, read_records, references, to_compressai_json
-from llicm.data.pairs import Pair, read_pairs
+from llicm.data.pairs import Pair, centre_crop, read_pairs
 from llicm.errors import UserError
 from llicm.figures import bd_markdown, diffusion_steps, method_label, save_figure
 from llicm.files import write_atomically
@@ -630,15 +630,16 @@ def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side:
     methods = load_methods(family, families[family], artifacts / "models", artifacts / "vlm")
     method = next(method for method in methods if method.order == "alone")
 
-    def crop(picture: Tensor) -> Tensor:
-        top, left = ((size - min(side, size)) // 2 for size in picture.shape[1:])
-        return picture[:, top : top + side, left : left + side]
-
-    columns = [("ideal", crop(pair.ideal), pair.name), ("X", crop(pair.degraded), "100 % kept")]
+    columns = [
+        ("ideal", centre_crop(pair.ideal, side), pair.name),
+        ("X", centre_crop(pair.degraded, side), "100 % kept"),
+    ]
     for level in (method.levels[0], method.levels[len(method.levels) // 2], method.levels[-1]):
         coded = method.run(pair.degraded, level)
         share = kept_energy(coded.decoded, pair.degraded, pair.ideal)
-        columns.append((f"X̂, {method.name}", crop(coded.decoded), f"{coded.bpp:.2f} bpp, {share:.0%} kept"))
+        columns.append(
+            (f"X̂, {method.name}", centre_crop(coded.decoded, side), f"{coded.bpp:.2f} bpp, {share:.0%} kept")
+        )
     return columns
 
 
@@ -646,17 +647,17 @@ def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list
     def psnr(picture: Tensor) -> str:
         return f"{-10 * float((picture - pair.ideal).square().mean().log10()):.2f} dB"
 
-    def crop(picture: Tensor) -> Tensor:
-        top, left = ((size - min(side, size)) // 2 for size in picture.shape[1:])
-        return picture[:, top : top + side, left : left + side]
-
     return [
-        ("degraded X", crop(pair.degraded), psnr(pair.degraded)),
-        ("strongest baseline:\ndecoded", crop(best.decoded), f"{method_label(name)}\n{psnr(best.decoded)}"),
-        ("strongest baseline:\noutput", crop(best.output), f"{best.bpp:.3f} bpp, {psnr(best.output)}"),
-        ("LL-ICM:\ndecoded X̂", crop(ours.decoded), psnr(ours.decoded)),
-        ("LL-ICM:\nenhanced X̂_H", crop(ours.output), f"{ours.bpp:.3f} bpp, {psnr(ours.output)}"),
-        ("ideal", crop(pair.ideal), pair.name),
+        ("degraded X", centre_crop(pair.degraded, side), psnr(pair.degraded)),
+        (
+            "strongest baseline:\ndecoded",
+            centre_crop(best.decoded, side),
+            f"{method_label(name)}\n{psnr(best.decoded)}",
+        ),
+        ("strongest baseline:\noutput", centre_crop(best.output, side), f"{best.bpp:.3f} bpp, {psnr(best.output)}"),
+        ("LL-ICM:\ndecoded X̂", centre_crop(ours.decoded, side), psnr(ours.decoded)),
+        ("LL-ICM:\nenhanced X̂_H", centre_crop(ours.output, side), f"{ours.bpp:.3f} bpp, {psnr(ours.output)}"),
+        ("ideal", centre_crop(pair.ideal, side), pair.name),
     ]
 
 
