@@ -105,10 +105,10 @@ def objectives() -> Figure:
         axis.text(codec, 2.83, "rate: beta · R", ha="center", fontsize=8, color="0.3")
         if joint:
             enhanced = centres[4]
-            _box(axis, enhanced - 0.15, 0.95, "perception\ngamma · P(X̂_H, X_ideal)", "loss", (2.0, 0.62))
+            _box(axis, enhanced - 0.5, 0.95, "perception\ngamma · P(X̂_H, X_ideal)", "loss", (2.0, 0.62))
             _arrow(axis, (enhanced, 2.08), (enhanced, 1.3))
-            _box(axis, enhanced - 1.9, 0.35, "X_ideal", "image")
-            _arrow(axis, (enhanced - 1.45, 0.42), (enhanced - 1.0, 0.62))
+            _box(axis, enhanced - 2.25, 0.35, "X_ideal", "image")
+            _arrow(axis, (enhanced - 1.8, 0.42), (enhanced - 1.35, 0.62))
     return figure
 
 
