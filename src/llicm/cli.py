@@ -836,6 +836,45 @@ def benchmark(
     _out(f"{photos}: results are in {out}")
 
 
+class _Setting(click.ParamType):
+    """NAME=VALUE; the value is YAML, as in params.yaml."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+
+        name, equals, text = value.partition("=")
+        try:
+            if equals:
+                return name.strip(), YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            pass
+        self.fail(f"{value!r} is not NAME=VALUE.", param, ctx)
+
+
+@_llicm.command()
+@click.argument("arms", metavar="ARM...", nargs=-1, required=True)
+@click.option("--profile", type=_PATH, default=Path(), help="Folder with params.yaml; default: this one.")
+@click.option("--set", "changes", type=_Setting(), multiple=True, help="A parameter to change; repeatable.")
+@click.option("-o", "--output", type=_PATH, metavar="OUT", help="Folder in place of artifacts/models.")
+def train(arms: tuple[str, ...], profile: Path, changes: tuple[tuple[str, object], ...], output: Path | None) -> None:
+    """Train arms of a study without its pipeline, for example on another machine or to search for better settings.
+
+    What an arm starts from must be there. An interrupted run goes on where it was.
+
+    \b
+    Examples:
+      llicm train llicm --profile profiles/study
+      llicm train llicm --set arms.llicm.objective.alpha=0.25 --set training.branch=600 -o search/alpha-0.25
+    """
+    from llicm.study.train import train as run
+
+    for folder in run(arms, profile, changes=dict(changes), out=output):
+        _out(f"{folder}: trained")
+
+
 @_llicm.command()
 @click.argument("artefact", metavar="ARTEFACT")
 @click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
