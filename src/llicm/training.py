@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,11 +110,16 @@ class Transcoder:
         """X (N, 3, H, W) in [0, 1] to X̂, and the relative qualities (N,) in [0, 1]; draws from torch's generator."""
         decoded, quality = torch.empty_like(x), torch.empty(len(x))
         choice, place = torch.randint(len(self.codecs), (len(x),)).tolist(), torch.rand(len(x)).tolist()
-        for row, (which, where) in enumerate(zip(choice, place, strict=True)):
-            codec, low, high = self.codecs[which]
-            level = min(low + int(where * (high - low + 1)), high)
+
+        def transcode(row: int) -> None:
+            codec, low, high = self.codecs[choice[row]]
+            level = min(low + int(place[row] * (high - low + 1)), high)
             decoded[row] = codec.decode(codec.encode(x[row].cpu(), level))
             quality[row] = codec.relative_level(level)
+
+        # The libraries behind the codecs compute in one thread each, without Python's lock.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(transcode, range(len(x))))
         return decoded, quality.to(x)
 
 
