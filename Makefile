@@ -31,8 +31,8 @@ $(READY): requirements.txt pyproject.toml
 data: $(READY) # the photos, from the store inside the repository
 	@[ -e data ] || $(DVC) pull -q data.dvc
 
-model: $(READY) ## the published weights of the command `llicm`, from the store inside the repository
-	@[ -e artifacts/release/llicm.safetensors ] || $(DVC) pull -q artifacts/release
+model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
+	@[ -e init/published/llicm.safetensors ] || $(DVC) pull -q init/published.dvc
 
 repro: data ## run the default study (whatever is not up to date)
 	$(DVC) repro

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from llicm.errors import UserError
+from llicm.framework import LLICM
+from llicm.model import load_model, save_model
 from llicm.restore.direct import make_restorer
 from llicm.vlm.checkpoint import load_daclip
 from llicm.vlm.clip import WORDS, preprocess
-from llicm.vlm.guide import Guide, Oracle, guide_for, load_guide, windows
+from llicm.vlm.guide import Guide, Oracle, guide_for, load_guide, save_guide, windows
 
 
 def picture(*shape, seed=0):
@@ -155,3 +157,15 @@ def test_a_guide_comes_back_from_its_files(tiny_daclip, vlm_folder, tmp_path):
     (tmp_path / "guide.json").write_text(json.dumps({"view": "whole"}))
     assert torch.equal(load_guide(tmp_path)(image).content, Guide(tiny_daclip, "whole")(image).content)
     assert load_daclip(tmp_path / "daclip.safetensors").config == tiny_daclip.config
+
+
+def test_a_guide_without_its_text_tower_comes_back_too(tiny_daclip, tmp_path):
+    image, whole = picture(1, 3, 50, 70), Guide(tiny_daclip, "windows")
+    save_model(LLICM(None, None, whole), tmp_path / "model.safetensors")
+    closed = load_model(tmp_path / "model.safetensors").guide
+    save_guide(closed, tmp_path / "vlm")
+    found = load_guide(tmp_path / "vlm")
+    assert all(torch.equal(a, b) for a, b in zip(found(image), closed(image), strict=True))
+    assert torch.equal(found.text(["hazy", "low-light, noisy"]), closed.text(["hazy", "low-light, noisy"]))
+    with pytest.raises(UserError, match="'foggy': this model knows"):
+        found.text(["foggy"])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part, save_part
-from llicm.model import DEFAULT_MODEL, default_model, load_model, save_model
+from llicm.model import PUBLISHED_MODEL, default_model, load_model, save_model
 from llicm.restore.registry import make_restorer
 from llicm.vlm.guide import Guide, Oracle
 
@@ -104,7 +104,7 @@ def test_damaged_and_foreign_files_are_named(system, tmp_path):
 
 def test_the_default_model_is_that_of_the_working_folder_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert default_model() != tmp_path / DEFAULT_MODEL
-    (tmp_path / DEFAULT_MODEL).parent.mkdir(parents=True)
-    (tmp_path / DEFAULT_MODEL).write_bytes(b"")
-    assert default_model() == tmp_path / DEFAULT_MODEL
+    assert default_model() != tmp_path / PUBLISHED_MODEL
+    (tmp_path / PUBLISHED_MODEL).parent.mkdir(parents=True)
+    (tmp_path / PUBLISHED_MODEL).write_bytes(b"")
+    assert default_model() == tmp_path / PUBLISHED_MODEL

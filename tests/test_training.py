@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import shutil
 
 import pytest
 import torch
@@ -39,11 +40,11 @@ def photos():
     return list(torch.nn.functional.interpolate(coarse, size=(140, 150), mode="bicubic").clamp(0, 1))
 
 
-def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, vlm=None, restorer=RESTORER, **changes):
+def arm(photos, tmp_path, name, spec, checkpoint=None, out=None, vlm=None, restorer=RESTORER, init=None, **changes):
     return train_arm(
         name, spec, photos=photos, paired=None, tasks=TASKS, data=DATA, codec=CODEC, restorer=restorer,
         training=TRAINING | changes, seed=0, models=tmp_path, vlm=vlm or tmp_path / "vlm",
-        out=out or tmp_path / "separate" / name, checkpoint=checkpoint,
+        out=out or tmp_path / "separate" / name, checkpoint=checkpoint, init=init,
     )  # fmt: skip
 
 
@@ -211,6 +212,35 @@ def test_arms_build_on_each_other(photos, tmp_path, restorer):
     )
     decoded, enhanced = system.decompress(system.compress(photos[0], 2))
     assert decoded.shape == enhanced.shape == photos[0].shape
+
+
+def test_published_weights_take_the_place_of_the_trunk(photos, tmp_path):
+    spec = {"trains": ["codec"], "start": None, "objective": RDO}
+    arm(photos, tmp_path, "codec", spec)
+    published, again = tmp_path / "published", tmp_path / "again"
+    published.mkdir()
+    shutil.copy(tmp_path / "separate/codec/codec.safetensors", published)
+    trainer = arm(photos, tmp_path, "codec", spec, out=again, init=published)
+    assert [row["step"] for row in trainer.rows] == [6, 8]  # after a trunk of 4 updates
+    assert (again / "trunk.safetensors").read_bytes() == (published / "codec.safetensors").read_bytes()
+    names = ("trunk.safetensors", "codec.safetensors")
+    before, after = (load_part("codec", again / name).g_a[1].weight for name in names)
+    assert not torch.equal(before, after)
+    # an arm that is not published, and one that starts from others, know nothing of it
+    other = arm(photos, tmp_path, "other", spec, init=published)
+    assert other.rows[0]["step"] == 2
+    started = spec | {"start": {"codec": "separate/codec/trunk.safetensors"}}
+    arm(photos, tmp_path, "codec", started, out=tmp_path / "started", init=published)
+    assert not (tmp_path / "started/trunk.safetensors").exists()
+
+
+def test_published_weights_of_another_size_are_refused(photos, tmp_path):
+    spec = {"trains": ["restorer"], "start": None, "objective": RESTORE}
+    arm(photos, tmp_path, "restorer", spec)
+    with pytest.raises(
+        UserError, match="restorer.safetensors: has width 8, but params.yaml wants 16; .* init: scratch"
+    ):
+        arm(photos, tmp_path, "restorer", spec, restorer=RESTORER | {"width": 16}, init=tmp_path / "separate/restorer")
 
 
 # --- the diffusion restorer ---

@@ -20,17 +20,18 @@ from llicm.vlm.clip import WORDS, degradation_text
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.guide import Guide
 
-__all__ = ["DEFAULT_MODEL", "default_model", "load_model", "save_model"]
+__all__ = ["DEFAULT_MODEL", "PUBLISHED_MODEL", "default_model", "load_model", "save_model"]
 
-DEFAULT_MODEL = Path("artifacts/release/llicm.safetensors")
+DEFAULT_MODEL = Path("artifacts/release/llicm.safetensors")  # of a study, made by its pipeline
+PUBLISHED_MODEL = Path("init/published/llicm.safetensors")
 _FORMAT = 1
 _VISION = ("clip.visual.", "clip.logit_scale", "controller.", "logit_scale")
 
 
 def default_model() -> Path:
-    """Where the repository's own model is: below the working folder, or else in the repository of this package."""
+    """The published model: below the working folder, or else in the repository of this package."""
     roots = (Path.cwd(), Path(__file__).resolve().parents[2])
-    return next((path for root in roots if (path := root / DEFAULT_MODEL).is_file()), roots[1] / DEFAULT_MODEL)
+    return next((path for root in roots if (path := root / PUBLISHED_MODEL).is_file()), roots[1] / PUBLISHED_MODEL)
 
 
 def save_model(system: LLICM, path: str | Path) -> None:
@@ -68,7 +69,7 @@ def load_model(path: str | Path | None = None) -> LLICM:
     """Read what `save_model` wrote, in eval mode.
 
     Args:
-        path: the file; None for the repository's own model.
+        path: the file; None for the published model.
 
     Raises:
         UserError: the file is missing, is none of these, or is of a later format; the message says how to get it.
@@ -77,7 +78,8 @@ def load_model(path: str | Path | None = None) -> LLICM:
     if not path.is_file():
         raise UserError(
             f"{path}: no such model. Get the published one with `make model` in the repository (it runs `dvc pull "
-            f"{DEFAULT_MODEL.parent}`), make it with `dvc repro`, or name a file with --model"
+            f"{PUBLISHED_MODEL.parent}.dvc`), or name a file with --model, such as {DEFAULT_MODEL}, which `dvc repro` "
+            "makes"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -325,16 +325,27 @@ def restorer_context(context: str, tasks: list[str], vlm: Path) -> dict | None:
     return {"degradation": width, "content": width if context == "both" else 0}
 
 
+def _check_size(config: dict, wanted: dict, path: Path) -> None:
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise UserError(
+                f"{path}: has {key} {config.get(key)}, but params.yaml wants {value}; make them equal, or set init: "
+                "scratch"
+            )
+
+
 def train_arm(
     name: str, spec: dict, *, photos: list[Tensor], paired: dict | None, tasks: list[str], data: dict, codec: dict,
     restorer: dict, training: dict, seed: int, models: Path, vlm: Path, out: Path, checkpoint=None,
+    init: Path | None = None,
 ) -> "Trainer":  # fmt: skip
     """Train one arm of params.yaml and write its parts; returns the finished trainer, whose `rows` are the log.
 
     An arm goes on from its `start` (part -> weight file below `models`): with learning rate, data and step count of the
     trunk's last update. Parts that it trains but does not start from are built anew. The schedule has `training.trunk +
     training.branch` updates, or `steps` of the arm's own, of which `trunk` are its trunk (none if absent). An arm
-    without a `start` also writes the weights as they are at the end of the trunk (`trunk.safetensors`).
+    without a `start` also writes the weights as they are at the end of the trunk (`trunk.safetensors`). If `init` has
+    weights of its name, those are its trunk, and it goes on from there.
 
     Args:
         spec: `trains` (parts to update), `start` (or null), `objective`, and, all optional, `context` (what steers a
@@ -343,9 +354,11 @@ def train_arm(
         photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
         data, codec, restorer, training: groups of params.yaml. vlm: folder of the vision-language model.
         out: folder of this arm's weights. checkpoint: see `llicm.study.scratch`; None to go without.
+        init: folder with published weights `<arm>.safetensors`, or None.
 
     Raises:
-        UserError: unknown parts or distances, missing weights to start from, or divergence.
+        UserError: unknown parts or distances, missing weights to start from, published weights of another size than
+            the parameters want, or divergence.
     """
     from llicm.codec.learned import make_codec
     from llicm.framework import load_part, save_part
@@ -354,6 +367,10 @@ def train_arm(
     torch.manual_seed(seed)
     start, tasks = spec["start"] or {}, spec.get("tasks") or tasks
     parts = {kind: load_part(kind, Path(models) / file) for kind, file in start.items()}
+    if init is not None and not start and (found := Path(init) / f"{name}.safetensors").is_file():
+        (kind,) = spec["trains"]
+        parts[kind] = load_part(kind, found)
+        _check_size(parts[kind].config, codec if kind == "codec" else spec.get("restorer") or restorer, found)
     fresh = [kind for kind in spec["trains"] if kind not in parts]
     if "codec" in fresh:
         parts["codec"] = make_codec(**codec)

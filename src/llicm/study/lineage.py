@@ -92,10 +92,10 @@ class Pipeline:
         self.stages = [*self._data(), *(stage for lock in locks for stage in _stages(lock))]
 
     def _data(self) -> Iterator[Stage]:
-        for path in sorted(self.root.glob("*.dvc")):
+        for path in sorted([*self.root.glob("*.dvc"), *self.root.glob("init/*.dvc")]):
             if path.is_file():
-                outs = {(self.root / out["path"]).resolve(): out["md5"] for out in _yaml(path).get("outs", [])}
-                yield Stage(path.name, path, self.root, "", {}, outs, {})
+                outs = {(path.parent / out["path"]).resolve(): out["md5"] for out in _yaml(path).get("outs", [])}
+                yield Stage(path.name, path, path.parent, "", {}, outs, {})
 
     @cached_property
     def _made(self) -> dict[Path, Stage]:

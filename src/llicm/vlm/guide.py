@@ -61,7 +61,7 @@ class Guide(nn.Module):
             raise UserError(f"params.yaml: vlm.view '{view}' is unknown; choose one of {', '.join(VIEWS)}")
         self.model, self.view = model.requires_grad_(False).eval(), view
         self._known: dict[str, Tensor] = dict(vocabulary or {})
-        self._closed = vocabulary is not None
+        self.closed = vocabulary is not None  # no text tower
 
     @property
     def width(self) -> int:
@@ -109,7 +109,7 @@ class Guide(nn.Module):
         """
         words = list(words)
         new = [word for word in dict.fromkeys(words) if word not in self._known]
-        if new and self._closed:
+        if new and self.closed:
             raise UserError(f"'{new[0]}': this model knows {', '.join(WORDS)}, and two of them joined by ', '")
         if new:
             tokens = tokenize(new, self.model.clip_config).to(self.model.logit_scale.device)
@@ -172,6 +172,12 @@ def save_guide(guide: Guide, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    if guide.closed:
+        from llicm.framework import LLICM
+        from llicm.model import save_model
+
+        save_model(LLICM(None, None, guide), Path(folder) / "guide.safetensors")
+        return
     save_daclip(guide.model, Path(folder) / "daclip.safetensors")
     write_atomically(Path(folder) / "guide.json", (json.dumps({"view": guide.view}) + "\n").encode())
 
@@ -182,6 +188,11 @@ def load_guide(folder: Path) -> Guide:
     Raises:
         UserError: it is not there or cannot be read.
     """
+    closed = Path(folder) / "guide.safetensors"  # without a text tower
+    if closed.is_file():
+        from llicm.model import load_model
+
+        return load_model(closed).guide
     path = Path(folder) / "guide.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `dvc repro` (or `dvc pull`) to make the vision-language model")
