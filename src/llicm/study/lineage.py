@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llicm.errors import UserError
 
-__all__ = ["Lineage", "Pipeline", "Stage", "digest", "git", "members", "read_yaml", "to_dot", "trace"]
+__all__ = ["Lineage", "Pipeline", "Stage", "digest", "git", "members", "read_yaml", "survey", "to_dot", "trace"]
 
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
@@ -164,7 +164,7 @@ class Lineage:
         stages: one dictionary a stage, the one that made the artefact first; see `trace`.
         links: (stage, input, stage that made the input), by name; inputs that no stage made are code.
         findings: sentences about everything on disk that differs from the lock.
-        git: commit of the working tree and whether it is clean.
+        git: commit of the working tree, its date, and whether the tree is clean.
     """
 
     artefact: str
@@ -240,7 +240,29 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
     if path != start:
         found.links.append((found.artefact, pipeline.relative(start), first.name))
     _check_inside(start, first, pipeline, found)
-    queue, seen, hashes = [first], {first.name: first}, {}
+    _follow([first], pipeline, found)
+    return found
+
+
+def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage:
+    """All stages of a study as `trace` tells of them, whether or not what they made is on disk.
+
+    Args:
+        root: the repository. profile: name of a folder below profiles/; None for the default study.
+
+    Raises:
+        UserError: the study has no dvc.lock, or one is damaged.
+    """
+    pipeline = Pipeline(root, profile)
+    lock = pipeline.folder / "dvc.lock"
+    found = Lineage(pipeline.relative(lock), digest(lock), [], [], [], _git_state(pipeline.root))
+    _follow(pipeline.own, pipeline, found)
+    return found
+
+
+def _follow(first: list[Stage], pipeline: Pipeline, found: Lineage) -> None:
+    """Describe these stages and all behind them."""
+    queue, seen, hashes = list(first), {stage.name: stage for stage in first}, {}
     while queue:
         stage = queue.pop(0)
         found.stages.append(_describe(stage, pipeline, hashes, found))
@@ -248,8 +270,8 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
             maker = pipeline.producer(path)
             if maker is not None:
                 found.links.append((stage.name, pipeline.relative(path), maker.name))
-            elif path.is_dir() and pipeline.fills(path):
-                # A folder that several stages fill, such as all models.
+            elif pipeline.fills(path):
+                # A folder that several stages fill, such as all models; it need not be on disk.
                 for other in pipeline.stages:
                     if any(out.is_relative_to(path) for out in other.outs) and other.folder == stage.folder:
                         found.links.append((stage.name, pipeline.relative(path), other.name))
@@ -259,7 +281,6 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
             if maker is not None and maker.name not in seen:
                 seen[maker.name] = maker
                 queue.append(maker)
-    return found
 
 
 def _check_inside(path: Path, stage: Stage, pipeline: Pipeline, found: Lineage) -> None:
@@ -315,8 +336,9 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def _git_state(root: Path) -> dict:
-    commit = git(root, "rev-parse", "HEAD")
-    return {"commit": commit or None, "clean": bool(commit) and not git(root, "status", "--porcelain", "-uno")}
+    commit, _, date = git(root, "log", "-1", "--format=%H %cs").partition(" ")
+    clean = bool(commit) and not git(root, "status", "--porcelain", "-uno")
+    return {"commit": commit or None, "date": date or None, "clean": clean}
 
 
 def _commit_of(stage: Stage, root: Path) -> dict | None:
