@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model repro test lab readme smoke bench safety exactness rate clean
+.PHONY: help setup data model repro test lab readme report smoke bench safety exactness rate clean
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -49,6 +49,9 @@ lab: data ## open JupyterLab on the notebooks
 readme: $(READY) ## copy the published result tables into the README
 	.venv/bin/python -m llicm.report
 
+report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
+	.venv/bin/python -m llicm.study.site report
+
 smoke: data ## run the smoke profile in place (some 5 minutes)
 	$(DVC) repro profiles/smoke/dvc.yaml
 
@@ -67,5 +70,5 @@ rate: data model ## how close files come to the size asked for (docs/rate.md)
 	.venv/bin/python bench/rate.py
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
-	rm -rf build artifacts executed .run .pytest_cache .ruff_cache
+	rm -rf build artifacts executed report .run .pytest_cache .ruff_cache
 	rm -rf profiles/*/build profiles/*/artifacts profiles/*/executed profiles/*/.run

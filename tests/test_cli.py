@@ -541,8 +541,8 @@ def test_evaluate_reports_what_it_cannot_measure(here, model, capsys):
 
 COMMANDS = [
     [], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
-    ["data", "add"], ["data", "split"], ["benchmark"], ["lineage"], ["audit"], ["vlm"], ["vlm", "convert"],
-    ["restorer"], ["restorer", "convert"],
+    ["data", "add"], ["data", "split"], ["benchmark"], ["train"], ["lineage"], ["audit"], ["export-crate"], ["vlm"],
+    ["vlm", "convert"], ["restorer"], ["restorer", "convert"],
 ]  # fmt: skip
 
 

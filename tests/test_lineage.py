@@ -2,6 +2,7 @@
 """Lineage on a small pipeline whose lock file is written by hand; tests/test_pipeline.py audits a real one."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -12,7 +13,7 @@ from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.framework import save_part
 from llicm.study.audit import audit
-from llicm.study.lineage import Pipeline, digest, to_dot, trace
+from llicm.study.lineage import Pipeline, digest, survey, to_dot, trace
 
 
 @pytest.fixture
@@ -120,6 +121,18 @@ def test_what_is_absent_is_told(repository):
     (repository / "data").rmdir()
     (finding, *_) = trace(repository / "artifacts/models/a/log.csv", repository).findings
     assert finding.startswith("data: is not there")
+
+
+def test_a_survey_tells_of_all_stages_also_where_nothing_is_on_disk(repository):
+    found = survey(repository)
+    assert [stage["stage"] for stage in found.stages] == ["data.dvc", "train@a", "figures"]
+    assert found.verified and found.artefact == "dvc.lock" and len(found.git["date"]) == 10
+    links = set(found.links)
+    assert ("figures", "artifacts/models", "train@a") in links
+    for name in ("artifacts", "data", "results"):
+        shutil.rmtree(repository / name)
+    found = survey(repository)
+    assert not found.verified and set(found.links) == links
 
 
 def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):

@@ -929,6 +929,30 @@ def audit(profile: str | None, checks: tuple[str, ...] | None, as_json: bool, ro
         raise click.exceptions.Exit(1)
 
 
+@_llicm.command("export-crate")
+@click.option(
+    "-o", "--output", type=_PATH, default=Path("ro-crate"), show_default=True, metavar="OUT",
+    help="Folder to make, or file if it ends in .zip; an older crate there is replaced.",
+)  # fmt: skip
+@click.option("--profile", help="A profile below profiles/; default: the default study.")
+@click.option("--root", type=_PATH, default=Path(), help="The repository; default: this folder.")
+def export_crate(output: Path, profile: str | None, root: Path) -> None:
+    """Write the study as a Workflow Run RO-Crate, to deposit it.
+
+    Inside are the pipeline, its code, parameters, results and photos, the executed notebooks and the released weights
+    as far as they are on disk, and a description of every run: what it took, what it made, when and where. Refused if
+    anything is not what dvc.lock says.
+
+    \b
+    Examples:
+      llicm export-crate
+      llicm export-crate -o study.zip
+    """
+    from llicm.study.crate import export_crate as export
+
+    _out(f"{export(root, output, profile)}: written")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (of the process if None).
 

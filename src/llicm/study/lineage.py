@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llicm.errors import UserError
 
-__all__ = ["Lineage", "Pipeline", "Stage", "digest", "to_dot", "trace"]
+__all__ = ["Lineage", "Pipeline", "Stage", "digest", "git", "members", "read_yaml", "survey", "to_dot", "trace"]
 
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
@@ -31,14 +31,17 @@ def digest(path: str | os.PathLike) -> str | None:
             return hashlib.file_digest(file, "md5").hexdigest()
     if not path.is_dir():
         return None
-    rows = [
-        {"md5": digest(file), "relpath": file.relative_to(path).as_posix()}
-        for file in path.rglob("*")
-        if file.is_file() and not SKIP & set(file.parts) and file.suffix != ".pyc" and file.name != ".gitignore"
-    ]
+    rows = [{"md5": digest(file), "relpath": file.relative_to(path).as_posix()} for file in members(path)]
     # DVC hashes exactly this text.
     text = json.dumps(sorted(rows, key=lambda row: row["relpath"]), sort_keys=True)
     return hashlib.md5(text.encode()).hexdigest() + ".dir"
+
+
+def members(folder: Path) -> Iterator[Path]:
+    """The files below a folder that DVC counts, in no order."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not SKIP & set(file.parts) and file.suffix != ".pyc" and file.name != ".gitignore":
+            yield file
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Stage:
         lock: the lock file. folder: which its paths are relative to.
         command: what was run; "" for a ``.dvc`` file.
         deps, outs: path (absolute) -> MD5. params: dotted name -> value that the stage saw.
+        sizes: path of an input or output -> bytes, where the lock file has it.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Stage:
     deps: dict[Path, str] = field(repr=False)
     outs: dict[Path, str] = field(repr=False)
     params: dict = field(repr=False)
+    sizes: dict[Path, int] = field(repr=False, default_factory=dict)
 
     @property
     def notebook(self) -> Path | None:
@@ -94,8 +99,10 @@ class Pipeline:
     def _data(self) -> Iterator[Stage]:
         for path in sorted([*self.root.glob("*.dvc"), *self.root.glob("init/*.dvc")]):
             if path.is_file():
-                outs = {(path.parent / out["path"]).resolve(): out["md5"] for out in _yaml(path).get("outs", [])}
-                yield Stage(path.name, path, path.parent, "", {}, outs, {})
+                entries = {(path.parent / out["path"]).resolve(): out for out in read_yaml(path).get("outs", [])}
+                outs = {place: entry["md5"] for place, entry in entries.items()}
+                sizes = {place: entry["size"] for place, entry in entries.items() if "size" in entry}
+                yield Stage(path.name, path, path.parent, "", {}, outs, {}, sizes)
 
     @cached_property
     def _made(self) -> dict[Path, Stage]:
@@ -120,7 +127,7 @@ class Pipeline:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
 
-def _yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -134,7 +141,7 @@ def _yaml(path: Path) -> dict:
 
 def _stages(lock: Path) -> Iterator[Stage]:
     folder = lock.parent
-    for name, entry in (_yaml(lock).get("stages") or {}).items():
+    for name, entry in (read_yaml(lock).get("stages") or {}).items():
         try:
             deps, outs = (
                 {Path(os.path.normpath(folder / item["path"])): item["md5"] for item in entry.get(kind, [])}
@@ -143,7 +150,9 @@ def _stages(lock: Path) -> Iterator[Stage]:
         except (KeyError, TypeError):
             raise UserError(f"{lock}: the entry of {name} is damaged; restore the file with git.") from None
         params = {key: value for group in entry.get("params", {}).values() for key, value in group.items()}
-        yield Stage(name, lock, folder, entry.get("cmd", ""), deps, outs, params)
+        items = [item for kind in ("deps", "outs") for item in entry.get(kind, []) if "size" in item]
+        sizes = {Path(os.path.normpath(folder / item["path"])): item["size"] for item in items}
+        yield Stage(name, lock, folder, entry.get("cmd", ""), deps, outs, params, sizes)
 
 
 @dataclass
@@ -155,7 +164,7 @@ class Lineage:
         stages: one dictionary a stage, the one that made the artefact first; see `trace`.
         links: (stage, input, stage that made the input), by name; inputs that no stage made are code.
         findings: sentences about everything on disk that differs from the lock.
-        git: commit of the working tree and whether it is clean.
+        git: commit of the working tree, its date, and whether the tree is clean.
     """
 
     artefact: str
@@ -231,7 +240,29 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
     if path != start:
         found.links.append((found.artefact, pipeline.relative(start), first.name))
     _check_inside(start, first, pipeline, found)
-    queue, seen, hashes = [first], {first.name: first}, {}
+    _follow([first], pipeline, found)
+    return found
+
+
+def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage:
+    """All stages of a study as `trace` tells of them, whether or not what they made is on disk.
+
+    Args:
+        root: the repository. profile: name of a folder below profiles/; None for the default study.
+
+    Raises:
+        UserError: the study has no dvc.lock, or one is damaged.
+    """
+    pipeline = Pipeline(root, profile)
+    lock = pipeline.folder / "dvc.lock"
+    found = Lineage(pipeline.relative(lock), digest(lock), [], [], [], _git_state(pipeline.root))
+    _follow(pipeline.own, pipeline, found)
+    return found
+
+
+def _follow(first: list[Stage], pipeline: Pipeline, found: Lineage) -> None:
+    """Describe these stages and all behind them."""
+    queue, seen, hashes = list(first), {stage.name: stage for stage in first}, {}
     while queue:
         stage = queue.pop(0)
         found.stages.append(_describe(stage, pipeline, hashes, found))
@@ -239,8 +270,8 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
             maker = pipeline.producer(path)
             if maker is not None:
                 found.links.append((stage.name, pipeline.relative(path), maker.name))
-            elif path.is_dir() and pipeline.fills(path):
-                # A folder that several stages fill, such as all models.
+            elif pipeline.fills(path):
+                # A folder that several stages fill, such as all models; it need not be on disk.
                 for other in pipeline.stages:
                     if any(out.is_relative_to(path) for out in other.outs) and other.folder == stage.folder:
                         found.links.append((stage.name, pipeline.relative(path), other.name))
@@ -250,7 +281,6 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage
             if maker is not None and maker.name not in seen:
                 seen[maker.name] = maker
                 queue.append(maker)
-    return found
 
 
 def _check_inside(path: Path, stage: Stage, pipeline: Pipeline, found: Lineage) -> None:
@@ -298,20 +328,23 @@ def run_of(stage: Stage, root: Path) -> dict | None:
     return None
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+def git(root: Path, *arguments: str) -> str:
+    """What git says, "" if it fails. It takes no locks, which would stand in the way of a commit at the same time."""
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _git_state(root: Path) -> dict:
-    commit = _git(root, "rev-parse", "HEAD")
-    return {"commit": commit or None, "clean": bool(commit) and not _git(root, "status", "--porcelain", "-uno")}
+    commit, _, date = git(root, "log", "-1", "--format=%H %cs").partition(" ")
+    clean = bool(commit) and not git(root, "status", "--porcelain", "-uno")
+    return {"commit": commit or None, "date": date or None, "clean": clean}
 
 
 def _commit_of(stage: Stage, root: Path) -> dict | None:
     """The commit that brought this stage's result into the lock file."""
     md5 = next(iter(stage.outs.values()), None)
-    line = _git(root, "log", "--reverse", "--format=%H %cs", f"-S{md5}", "--", str(stage.lock)) if md5 else ""
+    line = git(root, "log", "--reverse", "--format=%H %cs", f"-S{md5}", "--", str(stage.lock)) if md5 else ""
     if not line:
         return None
     commit, date = line.splitlines()[-1].split()  # the last time that it came, should it have gone in between
