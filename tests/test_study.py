@@ -299,7 +299,7 @@ BIG = "(folder / 'big').write_bytes(bytes(300_000))"
     ],
 )  # fmt: skip
 def test_a_full_disk_is_one_sentence(project, raising, said):
-    project.notebook(WORK, raising)
+    project.notebook(WORK, f"print(' 50%', end='', file=sys.stderr)\n{raising}")  # a progress bar that stops
     result = project.run()
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: {said}")

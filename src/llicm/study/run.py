@@ -148,9 +148,10 @@ class _Tee:
     """What the notebook writes to stderr (progress, warnings) goes to the log and to the console."""
 
     def __init__(self, *streams: TextIO):
-        self.streams = streams
+        self.streams, self.last = streams, "\n"
 
     def write(self, text: str) -> None:
+        self.last = text or self.last
         for stream in self.streams:
             stream.write(text)
 
@@ -187,12 +188,16 @@ def _environment(values: dict) -> dict[str, str]:
 def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat.NotebookNode:
     import papermill
 
-    return papermill.execute_notebook(
-        source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False,
-        stderr_file=_Tee(log, sys.stderr),
-        coalesce_streams=True, record_timing=False, store_widget_state=False,
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
-    )  # fmt: skip
+    tee = _Tee(log, sys.stderr)
+    try:
+        return papermill.execute_notebook(
+            source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False, stderr_file=tee,
+            coalesce_streams=True, record_timing=False, store_widget_state=False,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
+        )  # fmt: skip
+    finally:
+        if not tee.last.endswith("\n"):  # a progress bar that stopped: what is said next begins a line
+            print(file=sys.stderr)
 
 
 def _user_errors() -> set[str]:
