@@ -106,7 +106,7 @@ def test_between_two_stages(clone):
     again(clone, *stages)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_at_a_random_moment(clone, seed):
     """DVC finds the results of the same inputs in its cache: what an interruption cost is what was not finished."""
     end = time.monotonic() + random.Random(seed).uniform(0, 12)
@@ -114,12 +114,14 @@ def test_at_a_random_moment(clone, seed):
     clone.dvc("repro", SMOKE)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_while_dvc_writes_its_lock_file(clone, share):
-    """DVC truncates dvc.lock and then writes it; a part that it cannot read stops it until `make repro` mends it."""
+def test_while_dvc_writes_its_lock_file(clone):
+    """DVC truncates dvc.lock and then writes it; a part that it cannot read stops it until `make repro` mends it.
+
+    (tests/test_mend.py cuts it at every byte.)
+    """
     lock = clone.lock
     again(clone, "release")  # the runner keeps a copy
-    (clone.profile / "dvc.lock").write_bytes(lock[: int(share * len(lock))])
+    (clone.profile / "dvc.lock").write_bytes(lock[: int(0.9 * len(lock))])
     command = clone.command("llicm.study.mend", "profiles/smoke")
     command["env"]["PYTHONPATH"] = str(clone.folder / "src")
     mended = subprocess.run(**command, capture_output=True, text=True)

@@ -40,9 +40,9 @@ def mend_lock(folder: Path) -> str | None:
     if not lock.is_file():
         return None
     text, kept = lock.read_bytes(), copy.read_bytes() if copy.is_file() else b""
-    names, before = _stages(text), _stages(kept)
-    # DVC writes the entries in the order they had, so a part has the first ones.
-    if names is not None and (before is None or len(names) >= len(before) or names != before[: len(names)]):
+    stages, before = _stages(text), _stages(kept)
+    part = text != kept and kept.startswith(text)
+    if stages is not None and not part and (before is None or not _is_part(stages, before)):
         return None
     committed = _committed(lock)
     if committed and text == committed:
@@ -55,15 +55,33 @@ def mend_lock(folder: Path) -> str | None:
     return "nothing: it held no finished stage of a notebook"
 
 
-def _stages(text: bytes) -> list[str] | None:
-    """Names in a lock file; None if it cannot be read."""
+def _is_part(stages: dict[str, int], before: dict[str, int]) -> bool:
+    """Whether a lock file has the first entries of an earlier one, which is the order that DVC keeps, but not all."""
+    names, others = list(stages), list(before)
+    if names != others[: len(names)] or not names:
+        return not names and bool(others)
+    return len(names) < len(others) or stages[names[-1]] < before[names[-1]]
+
+
+def _stages(text: bytes) -> dict[str, int] | None:
+    """Of each stage in a lock file the number of inputs, outputs and parameters; None if it cannot be read."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         stages = (YAML(typ="safe", pure=True).load(text.decode()) or {}).get("stages", {})
         # what DVC asks of an entry; the last one of a part may have lost it
-        return list(stages) if all("cmd" in entry for entry in stages.values()) else None
+        complete = all(
+            "cmd" in entry and all("md5" in item for kind in ("deps", "outs") for item in entry.get(kind) or [])
+            for entry in stages.values()
+        )
+        if not complete or not text.endswith(b"\n"):
+            return None
+        return {
+            name: sum(len(entry.get(kind) or []) for kind in ("deps", "outs"))
+            + sum(len(values or {}) for values in (entry.get("params") or {}).values())
+            for name, entry in stages.items()
+        }
     except (YAMLError, UnicodeDecodeError, AttributeError, TypeError):
         return None
 
