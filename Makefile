@@ -40,7 +40,7 @@ repro: data ## run the default study (whatever is not up to date); goes on after
 	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
 
 verify: $(READY) ## regenerate the last commit's study from scratch in a temporary clone and compare all hashes (PROFILE=smoke: a profile's)
-	.venv/bin/python -m llicm.study.verify --profile "$(PROFILE)" $(if $(KEEP),--keep "$(KEEP)")
+	.venv/bin/python -m llicm.study.verify $(if $(PROFILE),--profile "$(PROFILE)") $(if $(KEEP),--keep "$(KEEP)")
 
 test: data ## lint, unit tests, and the whole pipeline on the smoke profile
 	.venv/bin/python -m ruff check .

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from llicm.errors import DiskFullError
 
-__all__ = ["atomic_path", "write_atomically"]
+__all__ = ["atomic_folder", "atomic_path", "write_atomically"]
 
 
 @contextmanager
@@ -49,6 +50,30 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         if isinstance(error, OSError) and error.errno in DiskFullError.REASONS:
             raise DiskFullError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A name, of nothing yet, for a folder to make; it takes the place of `path` at the end, or is removed on an error.
+
+    Raises:
+        OSError: the place is not writable; what was at `path` is then still there, untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    new, old = work / "new", work / "old"
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_atomically(path: str | os.PathLike, data: bytes, durable: bool = False) -> None:

@@ -7,12 +7,12 @@ DVC; one that can makes it append the lost entries in another order. So the runn
 Every entry is a true record of a run, so to put them back is always safe: DVC compares each with what is on disk.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
+from llicm.study.lineage import committed
 
 __all__ = ["keep_lock", "mend_lock"]
 
@@ -44,10 +44,10 @@ def mend_lock(folder: Path) -> str | None:
     part = text != kept and kept.startswith(text)
     if stages is not None and not part and (before is None or not _is_part(stages, before)):
         return None
-    committed = _committed(lock)
-    if committed and text == committed:
+    in_git = committed(folder, lock.name)
+    if in_git and text == in_git:
         return None
-    for source, whole in ((str(copy), kept), ("git", committed)):
+    for source, whole in ((str(copy), kept), ("git", in_git)):
         if whole and _stages(whole) is not None:
             write_atomically(lock, whole)
             return source
@@ -57,10 +57,10 @@ def mend_lock(folder: Path) -> str | None:
 
 def _is_part(stages: dict[str, int], before: dict[str, int]) -> bool:
     """Whether a lock file has the first entries of an earlier one, which is the order that DVC keeps, but not all."""
-    names, others = list(stages), list(before)
-    if names != others[: len(names)] or not names:
-        return not names and bool(others)
-    return len(names) < len(others) or stages[names[-1]] < before[names[-1]]
+    names = list(stages)
+    if names != list(before)[: len(names)]:
+        return False
+    return len(names) < len(before) or bool(names) and stages[names[-1]] < before[names[-1]]
 
 
 def _stages(text: bytes) -> dict[str, int] | None:
@@ -84,11 +84,6 @@ def _stages(text: bytes) -> dict[str, int] | None:
         }
     except (YAMLError, UnicodeDecodeError, AttributeError, TypeError):
         return None
-
-
-def _committed(lock: Path) -> bytes:
-    """As it is in git, b"" if it is not."""
-    return subprocess.run(["git", "show", f"HEAD:./{lock.name}"], cwd=lock.parent, capture_output=True).stdout
 
 
 def main(folder: str = ".") -> None:

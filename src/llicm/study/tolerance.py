@@ -7,7 +7,6 @@ of every method, task and rate, and the headline numbers.
 
 import json
 import os
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from llicm.benchmark.records import read_records
 from llicm.errors import UserError
 from llicm.study.audit import Finding
+from llicm.study.lineage import committed
 from llicm.study.params import load
 
 __all__ = ["TOLERANCES", "Row", "Tolerance", "as_text", "check", "compare", "findings"]
@@ -78,16 +78,16 @@ def check(root: str | os.PathLike = ".", profile: str | None = None, against: Pa
     families = load(folder / "params.yaml")["families"]
     if against is not None:
         return compare(Path(against), folder / "results", families)
-    with tempfile.TemporaryDirectory() as committed:
+    with tempfile.TemporaryDirectory() as published:
         for name in FILES:
-            shown = subprocess.run(["git", "show", f"HEAD:./results/{name}"], cwd=folder, capture_output=True)
-            if shown.returncode:
+            data = committed(folder, f"results/{name}")
+            if data is None:
                 raise UserError(
                     f"{folder / 'results' / name}: not in the last commit; name a folder of results to compare with: "
                     "--against FOLDER."
                 )
-            Path(committed, name).write_bytes(shown.stdout)
-        return compare(Path(committed), folder / "results", families)
+            Path(published, name).write_bytes(data)
+        return compare(Path(published), folder / "results", families)
 
 
 def compare(published: Path, made: Path, families: dict) -> list[Row]:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.study.lineage import Pipeline
+from llicm.study.lineage import Pipeline, git
 
 __all__ = ["compare", "outputs", "verify"]
 
@@ -59,9 +59,9 @@ def verify(
     root = Path(root).resolve()
     if keep is not None and keep.exists():
         raise UserError(f"{keep}: is there already; name a new folder, or remove it.")
-    changed = _git(root, "status", "--porcelain").splitlines()
+    changed = git(root, "status", "--porcelain").splitlines()
     if changed:
-        names = ", ".join(line[3:] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
+        names = ", ".join(line.split(maxsplit=1)[1] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
         print(f"note: the last commit is verified, not what was changed since ({names})", file=sys.stderr)
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
@@ -94,10 +94,6 @@ def verify(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llicm.study.verify", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", help="below profiles/; default: the default study")
@@ -105,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="copy the regenerated results/ there")
     given = parser.parse_args(arguments)
     try:
-        differing, count = verify(given.root, given.profile or None, given.keep)
+        differing, count = verify(given.root, given.profile, given.keep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
