@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model repro test lab readme report smoke bench safety exactness rate clean
+.PHONY: help setup data model repro test lab readme report smoke bench safety exactness rate clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -34,9 +34,13 @@ data: $(READY) # the photos, from the store inside the repository
 model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
 	@[ -e init/published/llicm.safetensors ] || $(DVC) pull -q init/published.dvc
 
-repro: data ## run the default study (whatever is not up to date)
+repro: data ## run the default study (whatever is not up to date); goes on after an interruption
+	@.venv/bin/python -m llicm.study.mend
 	$(DVC) repro
 	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
+
+verify: $(READY) ## regenerate the last commit's study from scratch in a temporary clone and compare all hashes (PROFILE=smoke: a profile's)
+	.venv/bin/python -m llicm.study.verify $(if $(PROFILE),--profile "$(PROFILE)") $(if $(KEEP),--keep "$(KEEP)")
 
 test: data ## lint, unit tests, and the whole pipeline on the smoke profile
 	.venv/bin/python -m ruff check .
@@ -53,6 +57,7 @@ report: $(READY) ## write the whole study as a folder of HTML pages, report/inde
 	.venv/bin/python -m llicm.study.site report
 
 smoke: data ## run the smoke profile in place (some 5 minutes)
+	@.venv/bin/python -m llicm.study.mend profiles/smoke
 	$(DVC) repro profiles/smoke/dvc.yaml
 
 bench: data model ## time encode, decode and enhance beside compressai's models (docs/speed.md)

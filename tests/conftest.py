@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from clone import Clone
 
 from llicm.vlm.checkpoint import save_daclip
 from llicm.vlm.daclip import make_daclip
@@ -29,3 +30,11 @@ def vlm_folder(tiny_daclip, tmp_path_factory):
     save_daclip(tiny_daclip, folder / "daclip.safetensors")
     (folder / "guide.json").write_text(json.dumps({"view": "windows"}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_clone(tmp_path_factory):
+    """A copy of the repository in which the reduced smoke profile has run; some 2 minutes."""
+    clone = Clone(tmp_path_factory.mktemp("small"), reduced=True)
+    clone.make()
+    return clone

@@ -6,73 +6,26 @@ processor sums in another order.
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+from clone import ROOT, SMOKE, Clone
 
 from llicm.benchmark.probes import PROBES
 from llicm.benchmark.records import read_records
 from llicm.study import params
 from llicm.study.audit import audit
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE = "profiles/smoke/dvc.yaml"
 EVALUATIONS = {f"evaluate@{family}" for family in params.load(ROOT / "profiles/smoke/params.yaml")["families"]}
 
 pytestmark = pytest.mark.slow
 
 
-class Clone:
-    """A copy of what is, or would be, in git: the files of the work tree that git does not ignore."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.profile = folder, folder / "profiles/smoke"
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        for name in set(filter(None, names.split("\0"))):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
-        for made in ("artifacts", "build", "executed", "results", "dvc.lock"):
-            path = self.profile / made
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-        subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-
-    def dvc(self, *args, check=True):
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "DVC_NO_ANALYTICS": "1",
-        }
-        environment.pop("PYTHONPATH", None)
-        command = [sys.executable, "-m", "dvc", *args]
-        result = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1500)
-        if check:
-            assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
-        return result
-
-    def stale(self) -> dict:
-        """Stages of the profile that are not up to date, with the reasons."""
-        found = json.loads(self.dvc("status", "--json", SMOKE).stdout)
-        return {address.rsplit(":", 1)[-1]: reasons for address, reasons in found.items()}
-
-    @property
-    def lock(self) -> bytes:
-        return (self.profile / "dvc.lock").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("clone"))
-    clone.dvc("pull", "-q", "data.dvc")  # from the store inside the repository: no network
-    clone.dvc("repro", SMOKE)
+    clone.make()
     return clone
 
 

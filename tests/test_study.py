@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machinery of the pipeline, on a small DVC project of its own; and rules that the repository's files keep."""
 
+import contextlib
 import copy
 import fcntl
 import hashlib
 import json
 import os
+import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +21,7 @@ import pytest
 import torch
 
 from llicm import study
-from llicm.errors import UserError
+from llicm.errors import DiskFullError, UserError
 from llicm.study import clean, params, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +81,7 @@ class Project:
         self.folder = folder
         package = folder / "src/llicm"
         shutil.copytree(ROOT / "src/llicm/study", package / "study", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("__init__.py", "errors.py"):
+        for name in ("__init__.py", "errors.py", "files.py"):
             shutil.copy(ROOT / "src/llicm" / name, package)
         for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -276,6 +280,112 @@ def test_an_output_that_was_not_written_is_named(project):
     assert result.returncode == 1
     assert "did not write out/a" in result.stderr
     assert not project.executed().exists()
+
+
+# --- interruption and full disks; on the real pipeline: tests/test_interruption.py ---------------------------
+
+
+BIG = "(folder / 'big').write_bytes(bytes(300_000))"
+
+
+@pytest.mark.parametrize(
+    ("raising", "said"),
+    [
+        ("raise OSError(28, 'No space left on device')", "1_work-a.ipynb: a file could not be written (No space left"),
+        (
+            "from llicm.errors import DiskFullError\nraise DiskFullError(122, 'quota', 'out/a/x')",
+            "out/a/x: the disk quota is used up (",
+        ),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_one_sentence(project, raising, said):
+    project.notebook(WORK, f"print(' 50%', end='', file=sys.stderr)\n{raising}")  # a progress bar that stops
+    result = project.run()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"error: {said}")
+    assert "make room there, then run the same command again" in result.stderr and "Traceback" not in result.stderr
+    assert not project.executed().exists() and not (project.folder / "out/a").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", [(WORK, BIG), (WORK, "print('x\\n' * 150_000)")], ids=["an output", "the notebook"])
+def test_a_file_that_the_system_refuses(project, cells):
+    """The limit on the size of a file stands in for the disk: writing fails in the middle, for real."""
+    project.notebook(*cells)
+    assert project.dvc("repro").returncode == 0
+    lock = (project.folder / "dvc.lock").read_bytes()
+    shutil.rmtree(project.folder / "out/a")  # as DVC does
+    project.executed().unlink()
+    limits = (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    result = subprocess.run(
+        **project.runner(), capture_output=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+    )  # fmt: skip
+    assert result.returncode == 1
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "make room there" in said[0], result.stderr
+    assert not project.executed().exists() and not (project.folder / "out/a").exists()
+    assert project.dvc("repro").returncode == 0
+    assert (project.folder / "dvc.lock").read_bytes() == lock
+    assert not [path for path in project.folder.rglob("*.tmp") if ".dvc" not in path.parts]
+
+
+def test_no_room_for_the_runner_itself(project):
+    (project.folder / ".run").mkdir()
+    (project.folder / ".run/1_work-a.log").symlink_to("/dev/full")
+    project.notebook(WORK)
+    result = project.run()
+    assert result.returncode == 1
+    assert "error: 1_work-a.ipynb: a file could not be written (No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr and not project.executed().exists()
+
+
+def test_what_a_killed_run_left_alive_is_ended_by_the_next(project):
+    project.notebook("import pathlib, subprocess, time\n"
+                     "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+                     "pathlib.Path('out').mkdir(exist_ok=True)\n"
+                     "pathlib.Path('out/pid').write_text(str(child.pid))\ntime.sleep(600)")  # fmt: skip
+    runner = subprocess.Popen(**project.runner(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = project.folder / "out/pid"
+    while not (pid.exists() and pid.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    orphan = Path("/proc", pid.read_text(), "environ")
+    if not orphan.exists():
+        pytest.skip("this system has no /proc")
+    project.notebook(WORK)
+    assert project.run().returncode == 0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone
+        assert orphan.read_bytes() == b""  # or dead and not yet reaped
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(project):
+    project.notebook(WORK, FIGURE)
+    started = time.monotonic()
+    assert project.dvc("repro").returncode == 0
+    whole = time.monotonic() - started
+    lock = (project.folder / "dvc.lock").read_bytes()
+    cut = 0
+    for moment in random.Random(0).sample(range(5, 100), 4):
+        started = time.monotonic()
+        process = subprocess.Popen(
+            **project.command(sys.executable, "-m", "dvc", "repro", "-f"), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(whole * moment / 100)
+        cut += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        mended = subprocess.run(**project.command(sys.executable, "-m", "llicm.study.mend", PYTHONPATH="src"))
+        result = project.dvc("repro")
+        assert mended.returncode == result.returncode == 0, result.stderr
+        assert (project.folder / "dvc.lock").read_bytes() == lock, f"killed after {moment}% of {whole:.1f} s"
+        assert project.dvc("status", "-q").returncode == 0
+    assert cut
 
 
 # --- parts of the runner ----------------------------------------------------------------------------------
@@ -521,13 +631,44 @@ def test_a_damaged_or_malicious_checkpoint_is_not_loaded(tmp_path):
 
 
 def test_old_checkpoints_are_pruned(tmp_path):
-    old, young = tmp_path / "x-old.pt", tmp_path / "x-young.pt"
-    for path, days in ((old, 15), (young, 13)):
-        path.touch()
-        os.utime(path, (time.time() - days * 86400,) * 2)
+    for name, days in (("x-old.pt", 15), (".x-old.pt.7.a.tmp", 15), ("x-young.pt", 13)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
     study.Scratch("x", {}, code=[], root=tmp_path)
-    assert not old.exists()
-    assert young.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x-young.pt"]
+
+
+def test_a_checkpoint_that_finds_no_room_ends_the_training_and_leaves_the_last_one(tmp_path, monkeypatch):
+    scratch = study.Scratch("x", {}, code=[], root=tmp_path)
+    scratch.save({"step": 1})
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DiskFullError, match=rf"{scratch.path}: the disk is full .*make room there"):
+            scratch.save({"step": 2})
+    assert scratch.load() == {"step": 1} and list(tmp_path.iterdir()) == [scratch.path]
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_last_one(tmp_path):
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom llicm import study\n"
+        "scratch = study.Scratch('x', {}, code=[], root=sys.argv[1])\nscratch.save({'step': 1})\n"
+        "def cut(self, data):\n    open(self, 'wb').write(data[:100])\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Path.write_bytes = cut\nscratch.save({'step': 2})"
+    )
+    # the name of a checkpoint depends on the number of threads, which other tests may have set here
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], env=environment).returncode == -9
+    scratch = study.Scratch("x", {}, code=[], root=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 and scratch.load() == {"step": 1}
+    scratch.save({"step": 2})
+    assert list(tmp_path.iterdir()) == [scratch.path] and scratch.load() == {"step": 2}
 
 
 def test_a_folder_in_place_of_a_checkpoint(tmp_path):

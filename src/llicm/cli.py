@@ -909,9 +909,18 @@ def lineage(artefact: str, form: str | None, root: Path) -> None:
 @click.option(
     "--checks", type=_List("checks", str), help="Only these of lock, hashes, notebooks, readme, weights, figures."
 )  # fmt: skip
+@click.option(
+    "--tolerance", is_flag=True,
+    help="Instead compare the numbers in results/ with the published ones, within tolerances: after a run on another "
+    "kind of machine, where bytes differ.",
+)  # fmt: skip
+@click.option("--against", type=_PATH, help="The published results; default: those of the last commit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--root", type=_PATH, default=Path(), help="The repository; default: this folder.")
-def audit(profile: str | None, checks: tuple[str, ...] | None, as_json: bool, root: Path) -> None:
+def audit(
+    profile: str | None, checks: tuple[str, ...] | None, tolerance: bool, against: Path | None, as_json: bool,
+    root: Path,
+) -> None:  # fmt: skip
     """Check the whole study: that nothing was touched, and that everything printed follows from what was measured.
 
     Exit code 0 if all is well, else 1, with what was expected, what was found, and how to mend it.
@@ -920,9 +929,21 @@ def audit(profile: str | None, checks: tuple[str, ...] | None, as_json: bool, ro
     Examples:
       llicm audit
       llicm audit --checks lock,hashes
+      llicm audit --tolerance
     """
     from llicm.study import audit as module
 
+    if against is not None and not tolerance or tolerance and checks:
+        raise click.UsageError("--against goes with --tolerance, and --checks without.")
+    if tolerance:
+        from llicm.study import tolerance as numbers
+
+        rows = numbers.check(root, profile, against)
+        beyond = numbers.findings(rows)
+        _out(module.as_json(beyond) if as_json else numbers.as_text(rows))
+        if beyond:
+            raise click.exceptions.Exit(1)
+        return
     findings = module.audit(root, profile, list(checks) if checks else None)
     _out(module.as_json(findings) if as_json else module.as_text(findings, list(checks or module.CHECKS)))
     if findings:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two kinds of error a user can cause, each with a one-sentence message."""
+"""The kinds of error a user can cause or mend, each with a one-sentence message."""
 
-__all__ = ["BitstreamError", "UserError"]
+import errno
+import shutil
+from pathlib import Path
+
+__all__ = ["BitstreamError", "DiskFullError", "UserError"]
 
 
 class UserError(Exception):
@@ -13,3 +17,22 @@ class UserError(Exception):
 
 class BitstreamError(UserError):
     """A compressed file that is truncated, altered, foreign, or was written by another model."""
+
+
+class DiskFullError(UserError, OSError):
+    """No room to write: made with the three arguments of an OSError (number, text, file)."""
+
+    REASONS = {
+        errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "it would be larger than a file may be here",
+    }  # fmt: skip
+
+    def __str__(self) -> str:
+        place = Path(self.filename).absolute().parent
+        while not place.exists():
+            place = place.parent
+        reason, free = self.REASONS.get(self.errno, self.strerror), shutil.disk_usage(place).free / 1e6
+        return (
+            f"{self.filename}: {reason} ({free:.1f} MB are free in {place}); make room there, then run the same "
+            "command again."
+        )

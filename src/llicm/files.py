@@ -1,43 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_atomically"]
+from llicm.errors import DiskFullError
+
+__all__ = ["atomic_folder", "atomic_path", "write_atomically"]
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes that name at the end, or is removed after an exception.
 
-    For writers that take a path. The folder is made.
+    For writers that take a path. The folder is made. What an earlier writer of this file left when it was killed is
+    removed.
+
+    Args:
+        durable: wait until the disk has it, so that it is there, and whole, even after a loss of power.
 
     Raises:
-        OSError: the place is not writable; an older file is then still there, untouched.
+        DiskFullError: no room, or a quota or limit is reached; as for the other errors, an older file is then still
+            there, untouched.
+        OSError: the place is not writable.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes it private to its owner
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if durable:
+            _sync(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DiskFullError.REASONS:
+            raise DiskFullError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it; its folder is made.
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A name, of nothing yet, for a folder to make; it takes the place of `path` at the end, or is removed on an error.
 
     Raises:
-        OSError: the disk is full or the place is not writable; an older file is then still there, untouched.
+        OSError: the place is not writable; what was at `path` is then still there, untouched.
     """
-    with atomic_path(path) as temporary:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    new, old = work / "new", work / "old"
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_atomically(path: str | os.PathLike, data: bytes, durable: bool = False) -> None:
+    """Write a file under a temporary name, then rename it; its folder is made. See `atomic_path`."""
+    with atomic_path(path, durable) as temporary:
         temporary.write_bytes(data)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files for `path` whose writer, named in theirs by its process number, is dead."""
+    if os.name != "posix":  # elsewhere `kill` with 0 does not ask, it kills
+        return
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = old.name.removeprefix(f".{path.name}.").split(".")[0]
+        if not number.isdigit():
+            continue
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            old.unlink(missing_ok=True)
+        except (OSError, OverflowError):
+            pass  # alive, and another user's

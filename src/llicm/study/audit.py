@@ -27,7 +27,7 @@ from pathlib import Path
 from llicm.errors import UserError
 from llicm.study.lineage import Pipeline, Stage, digest
 
-__all__ = ["CHECKS", "Finding", "audit"]
+__all__ = ["CHECKS", "Finding", "audit", "injected"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _notebooks(pipeline: Pipeline) -> Iterator[Finding]:
 def _compare(stage: Stage, name: str, before: dict, after: dict, pipeline: Pipeline) -> Iterator[Finding]:
     mend = f"run `dvc repro -f {stage.name}`"
     wanted, ran = (
-        ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code" and not _injected(cell)]
+        ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code" and not injected(cell)]
         for nb in (before, after)
     )
     for number, (expected, found) in enumerate(zip(wanted, ran, strict=False), 1):
@@ -198,7 +198,7 @@ def _compare(stage: Stage, name: str, before: dict, after: dict, pipeline: Pipel
     given = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for cell in after["cells"]
-        if _injected(cell)
+        if injected(cell)
         for statement in ast.parse("".join(cell["source"])).body
         if isinstance(statement, ast.Assign)
     }
@@ -221,7 +221,8 @@ def _compare(stage: Stage, name: str, before: dict, after: dict, pipeline: Pipel
                 )
 
 
-def _injected(cell: dict) -> bool:
+def injected(cell: dict) -> bool:
+    """Whether papermill put this cell into an executed notebook, with the parameters."""
     return "injected-parameters" in cell["metadata"].get("tags", [])
 
 

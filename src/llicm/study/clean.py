@@ -7,7 +7,6 @@ git filter that strips outputs would not do: DVC hashes the file on disk, git th
 disagree for ever.)
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is 
 import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
+from llicm.files import write_atomically  # noqa: E402
 from llicm.study import ROOT, params  # noqa: E402
 
 __all__ = ["clean", "check_photos", "write_clean"]
@@ -38,7 +38,7 @@ def write_clean(notebooks: Path, out: Path) -> list[Path]:
     """Write the code of every `[0-9]*.ipynb` in `notebooks` to `out`; returns the files written.
 
     Raises:
-        UserError: no numbered notebook in the folder, or one that cannot be read.
+        UserError: no numbered notebook in the folder, or one that cannot be read; or the disk is full.
     """
     sources = sorted(Path(notebooks).glob("[0-9]*.ipynb"))
     if not sources:
@@ -52,15 +52,9 @@ def write_clean(notebooks: Path, out: Path) -> list[Path]:
         except Exception as error:
             # nbformat raises whatever its JSON parser or its schema raises
             raise UserError(f"{source}: not a readable notebook ({type(error).__name__}); repair it") from None
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
     for name, notebook in cleaned.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-        os.replace(temporary, out / name)
-        written.append(out / name)
-    return written
+        write_atomically(Path(out) / name, (nbformat.writes(notebook) + "\n").encode())
+    return [Path(out) / name for name in cleaned]
 
 
 def check_photos(values: dict) -> None:

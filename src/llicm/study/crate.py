@@ -11,7 +11,6 @@ MD5 under ids that start with ``#``, and are not shipped.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import zipfile
 from collections import defaultdict
@@ -24,8 +23,8 @@ from urllib.parse import quote, unquote
 
 from llicm import __version__
 from llicm.errors import UserError
-from llicm.files import atomic_path
-from llicm.study.lineage import Pipeline, Stage, digest, git, members, read_yaml, run_of
+from llicm.files import atomic_folder, atomic_path
+from llicm.study.lineage import Pipeline, Stage, digest, git, members, run_of, stage_texts
 
 __all__ = ["export_crate"]
 
@@ -94,27 +93,19 @@ def export_crate(root: str | os.PathLike, out: str | os.PathLike, profile: str |
     _check_target(out)
     _verify(pipeline, profile)
     crate = _Study(pipeline).crate
-    zipped = out.suffix.lower() == ".zip"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    new, old = temporary / "new", temporary / "old"
-    try:
-        crate.write(new)
-        _verify(pipeline, profile)  # a stage may have run while files were copied
-        if zipped:
-            with atomic_path(out) as file:
-                _zip(new, file)
-        else:
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if out.suffix.lower() != ".zip":
+        with atomic_folder(out) as new:
+            _write(crate, new, pipeline, profile)
+        return out
+    with atomic_path(out) as file, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        _write(crate, Path(folder, "new"), pipeline, profile)
+        _zip(Path(folder, "new"), file)
     return out
+
+
+def _write(crate, folder: Path, pipeline: Pipeline, profile: str | None) -> None:
+    crate.write(folder)
+    _verify(pipeline, profile)  # a stage may have run while files were copied
 
 
 def _check_target(out: Path) -> None:
@@ -385,7 +376,7 @@ class _Study:
 
     def _steps(self) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
         """What the stages run, the stages, their runs, and DVC's control of those."""
-        descriptions = _stage_texts(self.folder / "dvc.yaml")
+        descriptions = stage_texts(self.folder)
         environments = self._environments()
         tools: dict[str, dict[str, dict]] = {}
         steps, actions, controls = [], [], []
@@ -534,12 +525,6 @@ def _in_order(pipeline: Pipeline) -> list[Stage]:
         for name, stage in stages.items()
     }
     return [stages[name] for name in TopologicalSorter(graph).static_order()]
-
-
-def _stage_texts(path: Path) -> dict[str, str]:
-    """Name of a stage, or of the family made by `foreach`, -> its description in dvc.yaml."""
-    entries = (read_yaml(path).get("stages") or {}).items()
-    return {name: text for name, entry in entries if (text := entry.get("desc") or entry.get("do", {}).get("desc"))}
 
 
 def _format(path: Path) -> str:

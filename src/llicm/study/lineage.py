@@ -17,7 +17,10 @@ from pathlib import Path
 
 from llicm.errors import UserError
 
-__all__ = ["Lineage", "Pipeline", "Stage", "digest", "git", "members", "read_yaml", "survey", "to_dot", "trace"]
+__all__ = [
+    "Lineage", "Pipeline", "Stage", "committed", "digest", "git", "members", "read_yaml", "stage_texts", "survey",
+    "to_dot", "trace",
+]  # fmt: skip
 
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
@@ -137,6 +140,12 @@ def read_yaml(path: Path) -> dict:
         problem = getattr(error, "problem", None) or "not a text file"
         raise UserError(f"{path}: damaged ({problem}); restore it with `git checkout {path.name}`.") from None
     return found if isinstance(found, dict) else {}
+
+
+def stage_texts(folder: Path) -> dict[str, str]:
+    """Name of a stage, or of the family made by `foreach`, -> its description in the folder's dvc.yaml."""
+    entries = (read_yaml(folder / "dvc.yaml").get("stages") or {}).items()
+    return {name: text for name, entry in entries if (text := (entry.get("do") or entry).get("desc"))}
 
 
 def _stages(lock: Path) -> Iterator[Stage]:
@@ -333,6 +342,12 @@ def git(root: Path, *arguments: str) -> str:
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def committed(folder: Path, name: str) -> bytes | None:
+    """A file, by its name in a folder of the work tree, as it is in the last commit; None if it is not there."""
+    done = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=folder, capture_output=True)
+    return None if done.returncode else done.stdout
 
 
 def _git_state(root: Path) -> dict:

@@ -8,7 +8,7 @@
   end, so the runner refuses a run whose inputs changed meanwhile.
 - It appears under its name only when all this succeeded; after a failure no output of the stage is left, and
   the partial notebook is in `.run/`. What differs between runs (progress, timings, the machine) goes there,
-  too.
+  too, and a copy of dvc.lock (see `llicm.study.mend`).
 """
 
 import os
@@ -19,12 +19,14 @@ SOURCE = Path(__file__).resolve().parents[2]
 sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is installed
 
 import ast  # noqa: E402
+import contextlib  # noqa: E402
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 from importlib import metadata  # noqa: E402
@@ -33,6 +35,8 @@ from typing import TextIO  # noqa: E402
 import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
+from llicm.files import write_atomically  # noqa: E402
+from llicm.study.mend import keep_lock  # noqa: E402
 
 __all__ = ["inputs", "nest", "normalise", "parameter_names", "run"]
 
@@ -42,6 +46,8 @@ _RUB = [
 ]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK_LINES = 25
+# As Python, Arrow, Rust (safetensors) and SQLite put it.
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
 # Those whose version may change a result.
 LIBRARIES = (
     "torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "pillow-heif", "compressai", "constriction",
@@ -142,9 +148,10 @@ class _Tee:
     """What the notebook writes to stderr (progress, warnings) goes to the log and to the console."""
 
     def __init__(self, *streams: TextIO):
-        self.streams = streams
+        self.streams, self.last = streams, "\n"
 
     def write(self, text: str) -> None:
+        self.last = text or self.last
         for stream in self.streams:
             stream.write(text)
 
@@ -181,12 +188,16 @@ def _environment(values: dict) -> dict[str, str]:
 def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat.NotebookNode:
     import papermill
 
-    return papermill.execute_notebook(
-        source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False,
-        stderr_file=_Tee(log, sys.stderr),
-        coalesce_streams=True, record_timing=False, store_widget_state=False,
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
-    )  # fmt: skip
+    tee = _Tee(log, sys.stderr)
+    try:
+        return papermill.execute_notebook(
+            source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False, stderr_file=tee,
+            coalesce_streams=True, record_timing=False, store_widget_state=False,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
+        )  # fmt: skip
+    finally:
+        if not tee.last.endswith("\n"):  # a progress bar that stopped: what is said next begins a line
+            print(file=sys.stderr)
 
 
 def _user_errors() -> set[str]:
@@ -203,6 +214,8 @@ def _explain(error: Exception, work: Path) -> str:
     name = getattr(error, "ename", None)
     if name in _user_errors():
         return f"error: {error.evalue}"
+    if full := _FULL.search(str(error) if name is None else error.evalue):
+        return _full(work.name, full[0])
     if name is None:  # not an exception of the notebook, for example a kernel that was killed
         return f"error: {type(error).__name__}: {error}\nThe partial notebook is {work}."
     lines = _ANSI.sub("", "\n".join(error.traceback)).rstrip().splitlines()
@@ -210,11 +223,32 @@ def _explain(error: Exception, work: Path) -> str:
     return "\n".join([*shown, f"error: the notebook failed with {name}; as far as it got, it is {work}"])
 
 
+def _full(name: str, reason: str) -> str:
+    """What to say where the library that wrote did not name its file: all that a stage writes is in this folder."""
+    free = shutil.disk_usage(".").free / 1e6
+    return (
+        f"error: {name}: a file could not be written ({reason}; {free:.1f} MB are free in {Path.cwd()}); make room "
+        "there, then run the same command again."
+    )
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _end_orphans(lock: str) -> None:
+    """End what an earlier run, which was killed, has left: its kernel for a second, its pool of workers for ever.
+
+    Each has the path of the run's lock, which nobody holds but this process, in its environment.
+    """
+    mark = f"LLICM_RUN={os.path.abspath(lock)}".encode()
+    for process in Path("/proc").glob("[0-9]*"):  # elsewhere than on Linux it finds nothing
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _hash_outs(stage, source: str, target: Path) -> dict[str, str]:
@@ -250,7 +284,7 @@ def run(address: str) -> None:
 
     Raises:
         UserError: the stage and its notebook disagree about the parameters, another run is alive, an input is
-            missing or changed during the run, or an output was not written.
+            missing or changed during the run, an output was not written, or the disk is full.
         SystemExit: the notebook failed; the message is for the console.
     """
     name = address.rsplit(":", 1)[-1]
@@ -267,6 +301,7 @@ def run(address: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{address}: an earlier run of this stage is still alive; stop it first") from None
+        _end_orphans(lock.name)
 
         declared = {key.split(".")[0] for key in record["params"]}
         named = parameter_names(source)
@@ -276,12 +311,13 @@ def run(address: str) -> None:
                 f"{sorted(declared)}; make them equal"
             )
         parameters = nest(record["params"])
-        os.environ.update(_environment(parameters))
+        os.environ.update(_environment(parameters) | {"LLICM_RUN": os.path.abspath(lock.name)})
         # For checkpoints: a state may be resumed only on the very same inputs.
         seen = json.dumps(record, sort_keys=True).encode()
         os.environ["LLICM_INPUTS"] = hashlib.sha256(seen).hexdigest()
         started, clock = time.time(), time.perf_counter()
         try:
+            keep_lock(Path())
             with open(work.with_suffix(".log"), "w", encoding="utf-8") as log:
                 notebook = _execute(source, work, parameters, log)
             try:
@@ -293,20 +329,16 @@ def run(address: str) -> None:
                     f"{address}: its inputs changed while the notebook ran, nothing is recorded; run it again"
                 )
             record = {"stage": address, **record, "outs": _hash_outs(after, source, target)}
-            text = nbformat.writes(normalise(notebook, record)) + "\n"
-            work.write_text(text, encoding="utf-8", newline="\n")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(work, target)
+            facts = json.dumps(_host(time.perf_counter() - clock, started), indent=1)
+            write_atomically(Path(".run/hosts", f"{name.replace('/', '-')}.json"), f"{facts}\n".encode())
+            write_atomically(target, (nbformat.writes(normalise(notebook, record)) + "\n").encode())
         except BaseException as error:
             for path in outs:
                 _remove(Path(path))
             if isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
             raise SystemExit(_explain(error, work)) from None
-        hosts = work.parent / "hosts"
-        hosts.mkdir(exist_ok=True)
-        facts = json.dumps(_host(time.perf_counter() - clock, started), indent=1)
-        (hosts / f"{name.replace('/', '-')}.json").write_text(facts + "\n", encoding="utf-8")
+        work.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
@@ -316,5 +348,7 @@ if __name__ == "__main__":
         run(os.environ["DVC_STAGE"])
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # before the notebook: a folder that cannot be made, a full disk
+        sys.exit(_full(os.environ["DVC_STAGE"], error.strerror) if _FULL.search(str(error)) else f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

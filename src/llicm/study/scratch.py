@@ -6,7 +6,9 @@ result. So checkpoints live in `.run/scratch/`, under a name that is a hash of e
 result: a changed parameter, input or line of code simply never finds the old state.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+from llicm.files import write_atomically
 
 __all__ = ["Scratch"]
 
@@ -81,19 +85,17 @@ class Scratch:
         return state
 
     def save(self, state: dict) -> None:
-        """Replace the checkpoint, so that a crash at any moment leaves the old one or the new one whole."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """Replace the checkpoint, so that a crash at any moment leaves the old one or the new one whole.
+
+        A checkpoint that cannot be written ends the training. To go on would be to lose everything when the weights,
+        a third of its size, do not fit either; to stop loses what was done since the last checkpoint, which is kept.
+
+        Raises:
+            DiskFullError: there is no room for it.
+        """
+        buffer = io.BytesIO()  # torch tells nothing of why it could not write to a file
+        torch.save(state, buffer)
+        write_atomically(self.path, buffer.getbuffer(), durable=True)
 
     def done(self) -> None:
         """Forget the checkpoint: the result is written."""
@@ -102,12 +104,14 @@ class Scratch:
 
     def _prune(self, keep_days: float) -> None:
         oldest = time.time() - keep_days * 86400
-        for file in self.path.parent.glob("*.pt"):
-            if file != self.path and file.stat().st_mtime < oldest:
-                file.unlink(missing_ok=True)
-        for folder in (f for f in self.path.parent.glob("*") if f.is_dir()):
-            if folder != self.folder and folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+        for path in self.path.parent.glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another stage may prune, too
+                if path in (self.path, self.folder) or path.stat().st_mtime >= oldest:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +21,10 @@ import nbformat
 from markupsafe import Markup, escape
 
 from llicm.errors import UserError
+from llicm.files import atomic_folder
 from llicm.study import audit
 from llicm.study.graph import Drawing, draw
-from llicm.study.lineage import ABSENT, CHANGED, SAME, Pipeline, Stage, digest, survey
+from llicm.study.lineage import ABSENT, CHANGED, SAME, Pipeline, Stage, digest, stage_texts, survey
 
 __all__ = ["build_site"]
 
@@ -88,20 +88,8 @@ def build_site(root: str | os.PathLike, out: str | os.PathLike, profile: str | N
     if out.exists() and not empty and not (out / MARKER).is_file():
         raise UserError(f"{out}: not a report that this command made; remove it, or name another folder.")
     pipeline = Pipeline(root, profile)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        _Site(pipeline, profile, work / "new").write()
-        if out.exists():
-            out.rename(work / "old")
-        try:
-            (work / "new").rename(out)
-        except OSError:
-            if (work / "old").exists():
-                (work / "old").rename(out)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with atomic_folder(out) as new:
+        _Site(pipeline, profile, new).write()
     return out / "index.html"
 
 
@@ -112,7 +100,7 @@ class _Site:
         self.needs: dict[str, set[str]] = {}  # stage -> the stages it reads from
         for stage, _, maker in self.found.links:
             self.needs.setdefault(stage, set()).add(maker)
-        about = _descriptions(pipeline.folder / "dvc.yaml")
+        about = stage_texts(pipeline.folder)
         self.stages = {entry["stage"]: self._stage(entry, about) for entry in self.found.stages}
         # From here on in the order of the picture: from the data to the results.
         boxes = sorted(self._drawing(list(self.stages)).boxes, key=lambda box: (box.x, box.y))
@@ -370,18 +358,6 @@ def _ticks(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _descriptions(path: Path) -> dict[str, str]:
-    """What dvc.yaml says that each stage does; for display only, so a file that is damaged has none."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        entries = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
-        return {name: (entry.get("do") or entry).get("desc", "") for name, entry in entries.items()}
-    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return {}
-
-
 def _check(name: str, findings: list) -> dict:
     absent = sum(finding.found == "nothing there" for finding in findings)
     other = len(findings) - absent
@@ -412,7 +388,7 @@ def _read(path: Path) -> nbformat.NotebookNode:
 def _add_prose(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -> bool:
     """Put the text of the notebook between the cells that ran, which were stripped of it; False if the code differs."""
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
-    ran = [cell for cell in code if not _injected(cell)]
+    ran = [cell for cell in code if not audit.injected(cell)]
     wanted = [cell for cell in source.cells if cell.cell_type == "code" and cell.source.strip()]
     if [cell.source for cell in ran] != [cell.source for cell in wanted]:
         return False
@@ -424,14 +400,10 @@ def _add_prose(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -
         elif cell in wanted:
             for found in rest:
                 cells.append(found)
-                if not _injected(found):
+                if not audit.injected(found):
                     break
     executed.cells = cells
     return True
-
-
-def _injected(cell: nbformat.NotebookNode) -> bool:
-    return "injected-parameters" in cell.metadata.get("tags", [])
 
 
 def _name_pictures(notebook: nbformat.NotebookNode, name: str) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regenerate a study from scratch in a clone of its own, and compare every hash with the lock file.
 
-    python -m llicm.study.verify [--profile smoke] [--root FOLDER]
+    python -m llicm.study.verify [--profile smoke] [--root FOLDER] [--keep FOLDER]
 
-The clone is of what is committed, in a temporary folder; it has the photos (from the store inside the repository), no
-cache and no run cache, so that every stage really runs. See docs/reproducibility.md for what may differ where.
+The clone is of the last commit, in a temporary folder; it has the photos (from the store inside the repository) and no
+cache, and every stage is forced to run. See docs/reproducibility.md for what may differ where.
 """
 
 import argparse
@@ -16,52 +16,80 @@ import tempfile
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.study.lineage import Pipeline
+from llicm.study.lineage import Pipeline, git
 
-__all__ = ["compare", "verify"]
+__all__ = ["compare", "outputs", "verify"]
 
 
-def compare(ours: Pipeline, theirs: Pipeline) -> list[tuple[str, str, str, str | None]]:
-    """Outputs whose hashes differ: (stage, path, our hash, their hash or None), in the order of the stages."""
-    made = {(stage.name, theirs.relative(path)): md5 for stage in theirs.own for path, md5 in stage.outs.items()}
-    return [
-        (stage.name, ours.relative(path), md5, made.get((stage.name, ours.relative(path))))
-        for stage in ours.own
+def outputs(pipeline: Pipeline) -> dict[tuple[str, str], str]:
+    """(stage, path) -> hash, for every output of the study's stages in its lock file."""
+    return {
+        (stage.name, pipeline.relative(path)): md5
+        for stage in pipeline.own if stage.command
         for path, md5 in stage.outs.items()
-        if made.get((stage.name, ours.relative(path))) != md5
-    ]
+    }  # fmt: skip
 
 
-def verify(root: Path, profile: str | None = None, python: str = sys.executable) -> list[tuple]:
+def compare(published: dict, made: dict) -> list[tuple[str, str, str | None, str | None]]:
+    """Outputs whose hashes differ: (stage, path, published hash, that of the one made), None for what is not there.
+
+    Args:
+        published, made: of `outputs`.
+    """
+    keys = [*published, *(key for key in made if key not in published)]
+    return [(*key, published.get(key), made.get(key)) for key in keys if published.get(key) != made.get(key)]
+
+
+def verify(
+    root: Path, profile: str | None = None, keep: Path | None = None, python: str = sys.executable
+) -> tuple[list[tuple], int]:
     """Clone, regenerate, compare; progress goes to stderr.
 
     Args:
         root: the repository. profile: name of a folder below profiles/; None for the default study.
+        keep: folder for the regenerated results, to look into differences; must not exist yet.
         python: with the packages installed, DVC among them.
 
     Returns:
-        See `compare`; empty if every output came out with the same bytes.
+        See `compare` (empty if every output came out with the same bytes), and how many outputs there are.
 
     Raises:
-        UserError: the repository cannot be cloned, the disk is full, or a stage failed.
+        UserError: nothing is committed, the repository cannot be cloned, the disk is full, or a stage failed.
     """
-    ours = Pipeline(root, profile)
+    root = Path(root).resolve()
+    if keep is not None and keep.exists():
+        raise UserError(f"{keep}: is there already; name a new folder, or remove it.")
+    changed = git(root, "status", "--porcelain").splitlines()
+    if changed:
+        names = ", ".join(line.split(maxsplit=1)[1] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
+        print(f"note: the last commit is verified, not what was changed since ({names})", file=sys.stderr)
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
     environment.pop("PYTHONPATH", None)
     folder = Path(tempfile.mkdtemp(prefix="llicm-verify-"))
+    clone = folder / "clone"
+
+    def call(*command: str) -> None:
+        where = clone if clone.is_dir() else folder
+        if subprocess.run(command, cwd=where, env=environment, stdout=sys.stderr).returncode:
+            raise UserError(f"`{' '.join(command[-3:])}` failed in a clone of {root}; see above.")
+
     try:
-        target = [] if profile is None else [f"profiles/{profile}/dvc.yaml"]
-        for command in (
-            ["git", "clone", "-q", "--no-hardlinks", str(ours.root), str(folder / "clone")],
-            [python, "-m", "dvc", "pull", "-q", "data.dvc"],
-            [python, "-m", "dvc", "repro", *target],
-        ):
-            where = folder / "clone" if (folder / "clone").is_dir() else folder
-            done = subprocess.run(command, cwd=where, env=environment, stdout=sys.stderr)
-            if done.returncode:
-                raise UserError(f"`{' '.join(command[-3:])}` failed in a clone of {ours.root}; see above.")
-        return compare(ours, Pipeline(folder / "clone", profile))
+        call("git", "clone", "-q", "--no-hardlinks", str(root), str(clone))
+        lock = Path("profiles", profile, "dvc.lock") if profile else Path("dvc.lock")
+        if not (clone / lock).is_file():
+            if not (root / lock).is_file():
+                raise UserError(f"{root / lock}: no such file; run `dvc repro` there first.")
+            print(f"note: {lock} is not committed; that of the work tree is verified", file=sys.stderr)
+            (clone / lock).write_bytes((root / lock).read_bytes())
+        published = outputs(Pipeline(clone, profile))
+        call(python, "-m", "dvc", "pull", "-q", "data.dvc")
+        # Forced: DVC would skip a stage whose outputs it finds in a cache that the user has set for all repositories.
+        call(python, "-m", "dvc", "repro", "-f", f"profiles/{profile}/dvc.yaml" if profile else "dvc.yaml")
+        made = Pipeline(clone, profile)
+        if keep is not None:
+            shutil.copytree(made.folder / "results", keep)
+        return compare(published, outputs(made)), len(published)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,16 +98,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llicm.study.verify", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", help="below profiles/; default: the default study")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; default: this folder")
+    parser.add_argument("--keep", type=Path, help="copy the regenerated results/ there")
     given = parser.parse_args(arguments)
     try:
-        differing = verify(given.root, given.profile)
+        differing, count = verify(given.root, given.profile, given.keep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for stage, path, expected, found in differing:
-        print(f"{stage:28} {path}\n  dvc.lock     {expected}\n  regenerated  {found or 'not made'}")
-    outs = sum(len(stage.outs) for stage in Pipeline(given.root, given.profile).own if stage.command)
-    print(f"{outs - len(differing)} of {outs} outputs regenerated with the same bytes")
+        print(f"{stage:28} {path}")
+        print(f"  dvc.lock     {expected or 'not there'}\n  regenerated  {found or 'not made'}")
+    same = count - sum(expected is not None for _, _, expected, _ in differing)
+    print(f"{same} of {count} outputs regenerated with the same bytes")
+    if differing:
+        print("On another kind of machine compare the numbers: docs/reproducibility.md")
     return int(bool(differing))
 
 

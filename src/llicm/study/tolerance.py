@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare the numbers of a study made on another kind of machine, where bytes differ, with the published ones.
+
+What may differ and by how much, with the reasons, is in docs/reproducibility.md. Compared are the means over the images
+of every method, task and rate, and the headline numbers.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from llicm.benchmark.records import read_records
+from llicm.errors import UserError
+from llicm.study.audit import Finding
+from llicm.study.lineage import committed
+from llicm.study.params import load
+
+__all__ = ["TOLERANCES", "Row", "Tolerance", "as_text", "check", "compare", "findings"]
+
+FILES = ("records.parquet", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a quantity may be off.
+
+    Attributes:
+        untrained: for what no trained weights touch: conventional codecs, and the degraded images themselves.
+        trained: for everything else. unit: of both; "%" of the published value, "% of the range" of the metric over
+            all published points.
+    """
+
+    untrained: float
+    trained: float
+    unit: str
+
+
+TOLERANCES = {
+    "bpp": Tolerance(0.5, 5.0, "%"),
+    "psnr": Tolerance(0.02, 0.3, "dB"),
+    "other metrics": Tolerance(0.2, 5.0, "% of the range"),
+    "bd_psnr": Tolerance(0.04, 0.6, "dB"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity of all untrained or all trained methods: the largest deviation, and where it is."""
+
+    quantity: str
+    trained: bool
+    points: int
+    largest: float
+    where: str
+    allowed: float
+    unit: str
+
+    @property
+    def beyond(self) -> bool:
+        return not self.largest <= self.allowed  # true for NaN, too
+
+
+def check(root: str | os.PathLike = ".", profile: str | None = None, against: Path | None = None) -> list[Row]:
+    """Compare the results in the work tree with published ones.
+
+    Args:
+        root: the repository. profile: name of a folder below profiles/; None for the default study.
+        against: the published results folder; None for that of the last commit.
+
+    Raises:
+        UserError: results are missing here or there.
+    """
+    folder = Path(root).resolve() / "profiles" / profile if profile else Path(root).resolve()
+    families = load(folder / "params.yaml")["families"]
+    if against is not None:
+        return compare(Path(against), folder / "results", families)
+    with tempfile.TemporaryDirectory() as published:
+        for name in FILES:
+            data = committed(folder, f"results/{name}")
+            if data is None:
+                raise UserError(
+                    f"{folder / 'results' / name}: not in the last commit; name a folder of results to compare with: "
+                    "--against FOLDER."
+                )
+            Path(published, name).write_bytes(data)
+        return compare(Path(published), folder / "results", families)
+
+
+def compare(published: Path, made: Path, families: dict) -> list[Row]:
+    """Compare two folders of results: a row a quantity, for untrained methods, trained ones, and headline numbers.
+
+    Args:
+        families: group of params.yaml, which tells what is trained.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    for path in (folder / name for folder in (published, made) for name in FILES):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run `dvc repro`, or name a folder of results.")
+    points = _points(read_records(published / FILES[0])).join(
+        _points(read_records(made / FILES[0])), how="outer", lsuffix="", rsuffix="_made"
+    )
+    rates = points.reset_index("metric").groupby(["method", "task", "level"], sort=False)[["bpp", "bpp_made"]].first()
+    untrained = {
+        name
+        for spec in families.values() if spec["codec"] != "learned"
+        for name, how in spec["methods"].items() if how == "alone"
+    }  # fmt: skip
+    rows = []
+    for trained in (False, True):
+        rows.append(_row("bpp", trained, rates[_are(rates, trained, untrained)], "bpp"))
+        chosen = points[_are(points, trained, untrained)]
+        for metric in chosen.index.unique("metric"):
+            of_metric = points.xs(metric, level="metric")["value"]
+            values = chosen.xs(metric, level="metric")
+            rows.append(_row(metric, trained, values, "value", of_metric.max() - of_metric.min()))
+    headlines = [pd.Series(_numbers(json.loads((folder / FILES[1]).read_text()))) for folder in (published, made)]
+    both = pd.concat(headlines, axis=1, keys=["value", "value_made"])
+    rows.append(_row("bd_psnr", True, both[both.index.str.contains("bd_psnr")], "value"))
+    return [row for row in rows if row.points]
+
+
+def _points(records: pd.DataFrame) -> pd.DataFrame:
+    """Means over images; some metrics compare sets of images and have the one row already."""
+    return records.groupby(["method", "task", "level", "metric"], sort=False)[["bpp", "value"]].mean()
+
+
+def _are(table: pd.DataFrame, trained: bool, untrained: set[str]) -> pd.Series:
+    return table.index.get_level_values("method").isin(untrained) != trained
+
+
+def _numbers(values: dict, prefix: str = "") -> dict[str, float]:
+    """Headline numbers by dotted name; an undefined one is NaN."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}.")
+        elif not isinstance(value, str):
+            found[prefix + key] = float("nan") if value is None else float(value)
+    return found
+
+
+def _row(quantity: str, trained: bool, table: pd.DataFrame, column: str, spread: float = 0.0) -> Row:
+    """A point that only one side has, or where only one side's number is defined, counts as infinitely far off."""
+    tolerance = TOLERANCES.get(quantity, TOLERANCES["other metrics"])
+    first, second = table[column], table[f"{column}_made"]
+    off = (first - second).abs()
+    if tolerance.unit.startswith("%"):
+        off = 100 * off / (first.abs() if tolerance.unit == "%" else (spread or 1.0))
+    off = off.mask((first == second) | (first.isna() & second.isna()), 0.0).fillna(float("inf"))
+    where, largest = (off.idxmax(), float(off.max())) if len(off) else ("", 0.0)
+    name = where if isinstance(where, str) else ", ".join(map(str, where))
+    allowed = tolerance.trained if trained else tolerance.untrained
+    return Row(quantity, trained, len(off), largest, name, allowed, tolerance.unit)
+
+
+def findings(rows: list[Row]) -> list[Finding]:
+    """A finding for every row that is beyond its tolerance."""
+    return [
+        Finding(
+            "tolerance", f"{row.quantity} of {_group(row)}", f"within {row.allowed:g} {row.unit}",
+            f"{row.largest:.3g} {row.unit} at {row.where}",
+            "see docs/reproducibility.md; if parameters and versions are the published ones, this is another result",
+        )
+        for row in rows if row.beyond
+    ]  # fmt: skip
+
+
+def as_text(rows: list[Row]) -> str:
+    """A line a quantity: how many points, the largest deviation, what is allowed."""
+    lines = [f"{'quantity':14} {'methods':10} {'points':>6} {'largest':>9} {'allowed':>9}  unit"]
+    for row in rows:
+        lines.append(
+            f"{row.quantity:14} {_group(row):10} {row.points:6} {row.largest:9.3g} {row.allowed:9g}  {row.unit}"
+            f"{'  BEYOND' if row.beyond else ''}  ({row.where})"
+        )
+    return "\n".join(lines)
+
+
+def _group(row: Row) -> str:
+    return "trained" if row.trained else "untrained"

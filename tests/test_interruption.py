@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at any moment, and disks that fill, in the real pipeline: `dvc repro` then ends in the same bytes.
+
+On a reduced smoke profile. That of a project of one light stage, at more moments: tests/test_study.py.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from clone import SMOKE
+
+from llicm.study.audit import audit
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def clone(small_clone):
+    """The small pipeline, of which a test must leave what it found."""
+    lock = small_clone.lock
+    yield small_clone
+    left = small_clone.lock
+    if left != lock:  # the other tests can do with it
+        (small_clone.profile / "dvc.lock").write_bytes(lock)
+    assert left == lock
+    assert small_clone.stale() == {}
+    assert audit(small_clone.folder, "smoke", ["lock", "hashes", "notebooks"]) == []
+    assert list((small_clone.profile / "results").rglob("*.tmp")) == []
+
+
+def kill(clone, stages, when) -> str:
+    """Make stages anew, and kill the process group of DVC as soon as `when(what it printed)` holds; what it printed."""
+    log = clone.folder / ".run.log"
+    targets = [f"{SMOKE}:{stage}" for stage in stages]
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            **clone.command("dvc", "repro", "-f", "-s", *targets), start_new_session=True, stdout=out, stderr=out
+        )
+    try:
+        while not when(log.read_text()):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        text = log.read_text()
+        log.unlink()
+    return text
+
+
+def again(clone, *stages) -> str:
+    """Make stages for real, not from DVC's cache; what was printed."""
+    result = clone.dvc("repro", "-f", "-s", *(f"{SMOKE}:{stage}" for stage in stages))
+    return result.stdout + result.stderr
+
+
+def test_in_training_after_a_checkpoint_it_resumes(clone):
+    scratch = clone.profile / ".run/scratch"
+    kill(clone, ["codec@codec"], lambda _: any(scratch.glob("3_train-codec-*.pt")))
+    (checkpoint,) = scratch.glob("3_train-codec-*.pt")
+    assert not (clone.profile / "executed/3_train-codec.ipynb").exists()
+    assert set(clone.stale()) >= {"codec@codec"}  # nothing half-made passes for whole
+    assert f"resuming from .run/scratch/{checkpoint.name}" in again(clone, "codec@codec")
+    assert not checkpoint.exists()
+
+
+def test_midway_in_an_evaluation_it_goes_on(clone):
+    kept = clone.profile / ".run/scratch"
+    kill(clone, ["evaluate@rdo"], lambda _: any(kept.glob("4_evaluate-rdo-*/*/*/values.json")))
+    finished = {path: path.stat().st_mtime_ns for path in kept.glob("4_evaluate-rdo-*/*/*/values.json")}
+    assert 0 < len(finished) < 6
+    assert "evaluate@rdo" in clone.stale()
+    assert "6/6" in again(clone, "evaluate@rdo")
+    mark = f"LLICM_RUN={clone.profile}/.run/4_evaluate-rdo.lock".encode()
+    assert not [path for path in environments() if mark in path], "workers of the killed run are alive"
+
+
+def environments():
+    for process in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
+        try:
+            with open(f"/proc/{process}/environ", "rb") as file:
+                yield file.read()
+        except OSError:
+            pass
+
+
+def test_while_figures_are_drawn(clone):
+    figure = clone.profile / "results/figures/figure_4_psnr.png"
+    began = time.time()
+    kill(clone, ["figures"], lambda _: figure.exists() and figure.stat().st_mtime > began)
+    assert "figures" in clone.stale()
+    assert not (clone.profile / "executed/5_figures.ipynb").exists()
+    again(clone, "figures")
+
+
+def test_between_two_stages(clone):
+    stages = ["code", "degrade"]
+    printed = kill(clone, stages, lambda said: f"Running stage '{SMOKE}:degrade'" in said)
+    assert f"Running stage '{SMOKE}:code'" in printed
+    clone.dvc("repro", SMOKE)
+    again(clone, *stages)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_at_a_random_moment(clone, seed):
+    """DVC finds the results of the same inputs in its cache: what an interruption cost is what was not finished."""
+    end = time.monotonic() + random.Random(seed).uniform(0, 12)
+    kill(clone, ["degrade", "release"], lambda said: time.monotonic() > end)
+    clone.dvc("repro", SMOKE)
+
+
+def test_while_dvc_writes_its_lock_file(clone):
+    """DVC truncates dvc.lock and then writes it; a part that it cannot read stops it until `make repro` mends it.
+
+    (tests/test_mend.py cuts it at every byte.)
+    """
+    lock = clone.lock
+    again(clone, "release")  # the runner keeps a copy
+    (clone.profile / "dvc.lock").write_bytes(lock[: int(0.9 * len(lock))])
+    command = clone.command("llicm.study.mend", "profiles/smoke")
+    command["env"]["PYTHONPATH"] = str(clone.folder / "src")
+    mended = subprocess.run(**command, capture_output=True, text=True)
+    assert "profiles/smoke/dvc.lock was cut short by an interruption; put back from" in mended.stderr
+    clone.dvc("repro", SMOKE)
+
+
+FULL = """
+set -eu
+cp -a "$FOLDER" "$OUT/before"
+mount -t tmpfs -o size=64m tmpfs "$FOLDER"
+for kept in $KEPT; do cp -a "$OUT/before/$kept" "$FOLDER/"; done
+mount -o remount,size=$(( $(du -sk "$FOLDER" | cut -f1) + ROOM ))k "$FOLDER"
+if python -m dvc repro -f -s "profiles/smoke/dvc.yaml:$STAGE" > "$OUT/said" 2>&1; then echo "not refused"; exit 1; fi
+python -m dvc status --json profiles/smoke/dvc.yaml > "$OUT/stale"
+find "$FOLDER" > "$OUT/left"
+mount -o remount,size=64m "$FOLDER"
+python -m dvc repro -f -s "profiles/smoke/dvc.yaml:$STAGE" > "$OUT/again" 2>&1
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder", "kept", "room", "named"),
+    [
+        ("codec@codec", ".run", "", 512, "scratch/3_train-codec"),  # its checkpoint
+        ("evaluate@webp", ".run", "", 64, ""),
+        ("figures", "results", "training vlm", 200, ""),
+    ],
+)
+def test_on_a_full_disk(clone, stage, folder, kept, room, named, tmp_path):
+    """A folder of the profile on a small disk of its own (room in KB), in a namespace that ends with the test."""
+    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "mount", "-t", "tmpfs", "t", tmp_path]).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    lock = clone.lock
+    command = clone.command("")
+    command["args"] = [*unshare, "sh", "-c", FULL]
+    command["env"] |= {
+        "FOLDER": str(clone.profile / folder), "KEPT": kept, "ROOM": str(room), "OUT": str(tmp_path), "STAGE": stage,
+    }  # fmt: skip
+    ended = subprocess.run(**command, capture_output=True, text=True, timeout=900)
+    said = (tmp_path / "said").read_text()
+    assert ended.returncode == 0, ended.stdout + ended.stderr + said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert named in errors[0] and "make room there, then run the same command again" in errors[0]
+    assert "is full (" in errors[0] or "No space left on device" in errors[0]
+    assert "Traceback" not in said
+    assert stage in (tmp_path / "stale").read_text()
+    assert ".tmp" not in (tmp_path / "left").read_text()
+    assert clone.lock == lock
+    shutil.rmtree(clone.profile / folder)  # what lay under the small disk, on which the stage has run again
+    shutil.copytree(tmp_path / "before", clone.profile / folder)
