@@ -22,11 +22,12 @@ from torch import Tensor
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.files import write_atomically
+from llicm.packing import pack, unpack
 from llicm.restore.registry import make_restorer
 from llicm.vlm.context import Context
 from llicm.vlm.guide import Guide, Oracle
 
-__all__ = ["LLICM", "Output", "half_parameters", "load_part", "make_part", "save_part"]
+__all__ = ["LLICM", "Output", "load_part", "make_part", "save_part"]
 
 
 @dataclass
@@ -155,28 +156,21 @@ class LLICM(nn.Module):
         return decoded, enhanced[0].clamp(0, 1)
 
 
-def half_parameters(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of this module with its float32 parameters (not its buffers) in half precision."""
-    names = {name for name, value in module.named_parameters() if value.dtype == torch.float32}
-    return {name: value.half() if name in names else value for name, value in state.items()}
-
-
 _MAKERS = {"codec": make_codec, "restorer": make_restorer}
 
 
 def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a codec or restorer as safetensors with its configuration, atomically and with stable bytes.
 
-    Trained parameters are stored in half precision: the differences are far below what training leaves undecided, and
-    the weights that the study measures are then just those that it hands out.
+    Trained parameters are rounded (see `llicm.packing`): the weights that the study measures are then just those that
+    it hands out.
 
     Args:
         weights: a state dict to write in place of the module's own.
     """
     from safetensors.torch import save
 
-    state = half_parameters(module, weights or module.state_dict())
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in pack(module, weights).items()}
     write_atomically(path, save(state, metadata={"config": json.dumps(module.config, sort_keys=True)}))
 
 
@@ -194,7 +188,7 @@ def load_part(kind: str, path: Path) -> nn.Module:
     try:
         with safe_open(path, "pt") as file:
             config = json.loads((file.metadata() or {})["config"])
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = unpack({name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"{path}: not a weight file of this project ({error}); make it again with `dvc repro`"

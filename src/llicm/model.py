@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
-from llicm.framework import LLICM, half_parameters, make_part
+from llicm.framework import LLICM, make_part
+from llicm.packing import halve, pack, unpack
 from llicm.vlm.clip import WORDS, degradation_text
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.guide import Guide
@@ -37,7 +38,7 @@ def default_model() -> Path:
 def save_model(system: LLICM, path: str | Path) -> None:
     """Write codec, restorer and guide (each may be absent) as one safetensors file, atomically, with stable bytes.
 
-    Trained parameters are stored in half precision, see `llicm.framework.save_part`.
+    Codec and restorer are packed as `llicm.framework.save_part` does; the guide is in half precision.
 
     Raises:
         ValueError: the guide is an oracle; no file could hold what it knows.
@@ -47,7 +48,7 @@ def save_model(system: LLICM, path: str | Path) -> None:
         part = getattr(system, kind)
         config[kind] = None if part is None else part.config
         if part is not None:
-            state |= {f"{kind}.{name}": value for name, value in half_parameters(part, part.state_dict()).items()}
+            state |= {f"{kind}.{name}": value for name, value in pack(part).items()}
     config["guide"] = None
     if system.guide is not None:
         if not isinstance(system.guide, Guide):
@@ -57,7 +58,7 @@ def save_model(system: LLICM, path: str | Path) -> None:
         config["guide"] = {"view": system.guide.view, "clip": model.clip_config, "words": texts}
         state |= {
             f"guide.{name}": v
-            for name, v in half_parameters(model, model.state_dict()).items()
+            for name, v in halve(model, model.state_dict()).items()
             if name.startswith(_VISION)
         }
         state["guide.words"] = system.guide.text(texts)
@@ -86,7 +87,7 @@ def load_model(path: str | Path | None = None) -> LLICM:
             config = json.loads((file.metadata() or {})["config"])
             if config["format"] != _FORMAT:
                 raise UserError(f"{path}: a model of format {config['format']}, but this program reads {_FORMAT}")
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = unpack({name: file.get_tensor(name) for name in file.keys()})
         parts = {
             kind: make_part(kind, config[kind], _below(state, f"{kind}.")) if config[kind] else None
             for kind in ("codec", "restorer")

@@ -58,12 +58,15 @@ class IntegerConv(nn.Module):
         """Weights (outputs, inputs * kernel²) and biases (outputs, 1) as integers, and what a unit of the sum is worth
         (outputs, 1), a power of two. Rounding is straight-through."""
         weight = self.weight.float().flatten(1)
-        most = weight.detach().abs().amax(1, keepdim=True).clamp_min(2.0**-20)
-        # floor(log2(limit / most)) without a logarithm, which is not the same everywhere
-        exponent = torch.frexp(self.limit / most).exponent - 1
-        scale = torch.ldexp(torch.ones_like(most), exponent)
+        scale = self.scale(weight.detach())
         bias = (self.bias.float()[:, None] * scale * self.unit).clamp(-_BIAS, _BIAS)
         return quantize_ste(weight * scale), quantize_ste(bias), 1 / (scale * self.unit)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """Integers to a unit, for each row of a weight (outputs, inputs * kernel²): powers of two (outputs, 1)."""
+        most = weight.abs().amax(1, keepdim=True).clamp_min(2.0**-20)
+        # floor(log2(limit / most)) without a logarithm, which is not the same everywhere
+        return torch.ldexp(torch.ones_like(most), torch.frexp(self.limit / most).exponent - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Integers (N, inputs, H, W) to real values (N, outputs, H, W), multiples of a power of two."""

@@ -41,6 +41,7 @@ from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.errors import BitstreamError, UserError
 from llicm.limits import check_size
+from llicm.packing import round_parameters
 from llicm.transforms import BlockDCT, squash
 
 __all__ = ["CODECS", "GainedHyperprior", "make_codec", "register_codec"]
@@ -214,10 +215,9 @@ class GainedHyperprior(CompressionModel):
     def finish(self) -> None:
         """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
 
-        The weights are rounded to what a file of half-precision numbers holds, so that the saved model is this one.
+        The weights are rounded to what a file holds (see `llicm.packing`), so that the saved model is this one.
         """
-        for value in self.parameters():
-            value.copy_(value.half().float())
+        round_parameters(self)
         # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
         self.eb_z.update(force=True, update_quantiles=True)
         self.eb_z.quantiles[:, 0, 1].round_()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in 8 bits."""
+
+import copy
+
+import pytest
+import torch
+
+from llicm.codec.integer import IntegerConv
+from llicm.codec.learned import make_codec
+from llicm.framework import load_part, save_part
+from llicm.packing import pack, round_parameters, unpack
+from llicm.restore.registry import make_restorer
+
+
+@pytest.fixture
+def codec():
+    torch.manual_seed(0)
+    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
+    with torch.no_grad():
+        for value in codec.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    return codec
+
+
+def test_error_is_at_most_half_a_unit_of_each_channel(codec):
+    state, rounded = codec.state_dict(), unpack(pack(codec))
+    assert state.keys() == rounded.keys()
+    weight, again = state["g_a.1.weight"].flatten(1), rounded["g_a.1.weight"].flatten(1)
+    unit = weight.abs().amax(1, keepdim=True) / 127
+    assert 0.2 < float(((weight - again) / unit).abs().max()) < 0.76
+    # the largest are clipped where a unit is rounded down
+    inner = weight.abs() < 0.9 * weight.abs().amax(1, keepdim=True)
+    assert float(((weight - again) / unit)[inner].abs().max()) < 0.51
+
+
+def test_what_was_rounded_once_stays(codec):
+    first = pack(codec)
+    round_parameters(codec)
+    second = pack(codec)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_an_integer_convolution_keeps_its_integers():
+    torch.manual_seed(0)
+    conv = IntegerConv(128, 64, 3, unit=32, largest=255)
+    assert conv.limit < 127, "or units that fit after rounding only do not occur"
+    with torch.no_grad():
+        conv.weight.normal_(0, 0.2)
+    before, _, worth = conv.integers()
+    effect = before * worth
+    packed = pack(conv)
+    assert packed["weight"].dtype == torch.int8
+    conv.load_state_dict(unpack(packed))
+    after, _, worth = conv.integers()
+    assert torch.equal(after * worth, effect)
+    assert all(torch.equal(value, pack(conv)[name]) for name, value in packed.items())
+
+
+def test_all_but_gains_biases_and_entropy_model_is_8_bits(codec):
+    packed = pack(codec)
+    whole = {name for name, value in packed.items() if value.dtype == torch.int8}
+    assert {"g_a.1.weight", "h_s.0.weight", "h_a.0.weight", "decide.0.weight", "g_s.0.weight"} <= whole
+    assert packed["log_gain"].dtype == packed["g_a.1.bias"].dtype == torch.float16
+    assert packed["offsets"].dtype == torch.int32
+    stored = sum(value.numel() * value.element_size() for value in packed.values())
+    full = sum(value.numel() * value.element_size() for value in codec.state_dict().values())
+    assert stored < 0.5 * full
+
+
+def test_channels_of_zeros_and_of_tiny_weights():
+    layer = torch.nn.Conv2d(4, 3, 1)
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.weight[0] = 0
+        layer.weight[1] *= 1e-9
+    before = layer.weight.detach().clone()
+    round_parameters(layer)
+    assert torch.equal(layer.weight[0], before[0])
+    assert torch.allclose(layer.weight, before, rtol=0.02, atol=float(before[2].abs().max()) / 127)
+    assert torch.allclose(layer.weight[1], before[1], rtol=0, atol=float(before[1].abs().max()) / 120)
+
+
+def test_a_saved_restorer_is_the_rounded_one(tmp_path):
+    torch.manual_seed(0)
+    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
+    with torch.no_grad():
+        restorer.residual.weight.normal_(0, 0.1)
+    rounded = copy.deepcopy(restorer)
+    round_parameters(rounded)
+    save_part(restorer, tmp_path / "restorer.safetensors")
+    again = load_part("restorer", tmp_path / "restorer.safetensors")
+    for name, value in rounded.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    save_part(again, tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "restorer.safetensors").read_bytes()
+
+
+def test_files_of_floats_are_read_as_they_are(codec):
+    state = codec.state_dict()
+    assert all(value is state[name] for name, value in unpack(state).items())
