@@ -57,9 +57,7 @@ def save_model(system: LLICM, path: str | Path) -> None:
         model = system.guide.model
         config["guide"] = {"view": system.guide.view, "clip": model.clip_config, "words": texts}
         state |= {
-            f"guide.{name}": v
-            for name, v in halve(model, model.state_dict()).items()
-            if name.startswith(_VISION)
+            f"guide.{name}": v for name, v in halve(model, model.state_dict()).items() if name.startswith(_VISION)
         }
         state["guide.words"] = system.guide.text(texts)
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
