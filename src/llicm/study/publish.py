@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publish the weights of a trained study, each with a model card, for the command line and as a start of other studies.
+
+    python -m llicm.study.publish [--profile study] [--root FOLDER]
+
+They go to init/published, which `dvc add init/published` and `dvc push` then put into the store.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from llicm.benchmark.records import read_records
+from llicm.data.catalogue import catalogue
+from llicm.errors import UserError
+from llicm.files import atomic_folder
+from llicm.report import restoration
+from llicm.study.lineage import Pipeline, Stage, git, run_of, trace
+from llicm.study.params import load
+
+__all__ = ["PARTS", "publish"]
+
+# name -> file in the study's folder
+PARTS = {
+    "llicm": "artifacts/release/llicm.safetensors",
+    "codec": "artifacts/models/separate/codec/codec.safetensors",
+    "restorer": "artifacts/models/separate/restorer/restorer.safetensors",
+}
+
+
+def publish(root: Path, profile: str = "study") -> Path:
+    """Copy a study's weights to ``init/published`` of the repository, with cards and their lineage.
+
+    Args:
+        root: the repository. profile: name of a folder below profiles/, trained and evaluated.
+
+    Returns:
+        The folder. One that is there already is replaced.
+
+    Raises:
+        UserError: the weights are missing, or they, their code, inputs or parameters are not what dvc.lock says.
+    """
+    root = Path(root).resolve()
+    pipeline = Pipeline(root, profile)
+    folder, params = pipeline.folder, load(pipeline.folder / "params.yaml")
+    records = _records(folder / "results" / "records.parquet")
+    out = root / "init" / "published"
+    weights = {name: _verified(folder / file, root) for name, file in PARTS.items()}
+    with atomic_folder(out) as new:
+        new.mkdir()
+        for name, data in weights.items():
+            (new / f"{name}.safetensors").write_bytes(data)
+            stage = pipeline.producer(folder / PARTS[name])
+            card = _card(name, data, pipeline, stage, params, records)
+            (new / f"{name}.md").write_text(card, encoding="utf-8")
+        (new / "lineage.json").write_text(trace(folder / PARTS["llicm"], root).as_json() + "\n", encoding="utf-8")
+    return out
+
+
+def _verified(path: Path, root: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; train the study first (see README).")
+    found = trace(path, root)
+    if not found.verified:
+        raise UserError(f"{path}: cannot be published, for its lineage is broken. {found.findings[0]}")
+    return path.read_bytes()
+
+
+def _records(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; a card tells what the weights achieve, so run the study to its end first.")
+    records = read_records(path)
+    return records[records.metric == "psnr"]
+
+
+def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict, records: pd.DataFrame) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+    from safetensors.torch import load as load_tensors
+
+    training, data_params = params["training"], params["data"]
+    arm = params["release"]["models"] if name == "llicm" else name
+    spec = params["arms"][arm]
+    steps = spec.get("steps") or training["trunk"] + training["branch"]
+    trunk = spec.get("trunk", 0) if spec.get("steps") else training["trunk"]
+    trained = next(s for s in pipeline.stages if s.folder == pipeline.folder and s.name.split("@")[-1] == arm)
+    ran = run_of(trained, pipeline.root)
+    photos, terms = _photos(pipeline)
+    profile = pipeline.folder.relative_to(pipeline.root).as_posix()
+    count = sum(tensor.numel() for key, tensor in load_tensors(data).items() if not key.endswith("@unit"))
+    card_data = ModelCardData(
+        license="apache-2.0", library_name="llicm", pipeline_tag="image-to-image",
+        tags=["image-compression", "image-restoration"], model_name=name if name == "llicm" else f"llicm-{name}",
+    )  # fmt: skip
+    card = ModelCard.from_template(
+        card_data, template_path=str(Path(__file__).with_name("card.md.j2")),
+        name=name, file=f"{name}.safetensors",
+        parameters=f"{count:,}", size=f"{len(data):,}", sha256=hashlib.sha256(data).hexdigest(),
+        started=bool(spec["start"]), trunk=f"{trunk:,}",
+        photos=photos, terms=terms, share=f"{data_params['dead_leaves_share']:.0%}",
+        tasks=", ".join(spec.get("tasks") or params["tasks"]),
+        severity=" to ".join(map(str, data_params["severity"])),
+        updates=f"{steps:,}", batch=training["batch"], crop=training["crop"], lr=training["lr"],
+        loss=_loss(spec["objective"]),
+        seconds=f"{ran['seconds'] / 60:.0f} minutes in {params['threads']} thread(s)" if ran else "not recorded",
+        machine=f"{ran['platform']}, torch {ran['libraries']['torch']}" if ran else "not recorded",
+        profile=profile, commit=git(pipeline.root, "rev-parse", "HEAD") or "not in git",
+        measured=_measured(name, records, params), stage=stage.name,
+    )  # fmt: skip
+    return str(card)
+
+
+def _photos(pipeline: Pipeline) -> tuple[str, str]:
+    """The training photos and their terms, from the note that `llicm data split` leaves beside them."""
+    note = pipeline.folder / load(pipeline.folder / "params.yaml")["photos"] / "SOURCES.txt"
+    if not note.is_file():
+        return "those of the repository (data/SOURCES.md)", "public domain, CC0 and CC BY"
+    line = next(line for line in note.read_text(encoding="utf-8").splitlines() if line.startswith("train: "))
+    source = line.removeprefix("train: ")
+    terms = [entry.licence for entry in catalogue().values() if source.startswith(entry.title)]
+    return source, ", ".join(terms) or "see their source"
+
+
+def _loss(objective: dict) -> str:
+    weights = {key: objective[key] for key in ("alpha", "beta", "gamma")}
+    terms = [f"D = {' + '.join(objective['distortion'])}", f"P = {' + '.join(objective['perception'])}"]
+    used = [term for term, key in zip(terms, ("alpha", "gamma"), strict=True) if weights[key]]
+    return "lambda (alpha D + gamma P) + beta R, " + ", ".join([f"{k} = {v:g}" for k, v in weights.items()] + used)
+
+
+def _measured(name: str, records: pd.DataFrame, params: dict) -> str:
+    """A table of the study's test set: PSNR, and real rate where there is one."""
+    sets = [task for task in [*params["tasks"], "clean"] if task in set(records.task)]
+    if name == "restorer":
+        return restoration(records, params["tasks"]).to_markdown(floatfmt=".2f")
+    method = {"llicm": "llicm", "codec": "rdo"}[name]
+    points = records[records.method == method].groupby(["task", "level"])[["bpp", "value"]].mean()
+    cells = points.apply(lambda row: f"{row.value:.2f} at {row.bpp:.3f}", axis=1).unstack()
+    return cells.loc[sets if name == "llicm" else sets[-1:]].add_prefix("level ").to_markdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llicm.study.publish", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="study", help="a folder below profiles/ (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository")
+    arguments = parser.parse_args()
+    try:
+        out = publish(arguments.root, arguments.profile)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}\nnow: dvc add {out} && dvc push {out}.dvc")
+
+
+if __name__ == "__main__":
+    main()
