@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,9 @@ import torch
 
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
-from llicm.framework import save_part
-from llicm.methods import load_methods
+from llicm.framework import LLICM, load_part, save_part
+from llicm.images import quantize8
+from llicm.methods import find_part, load_methods
 from llicm.restore.direct import AFFINE_SCALE, make_restorer
 from llicm.vlm.guide import Oracle
 
@@ -48,6 +50,32 @@ def test_three_orders(models, photo, codec, levels):
     assert c.data != a.data and torch.equal(c.output, c.decoded)
     assert a.bpp == 8 * len(a.data) / (96 * 120)
     assert len(alone.run(photo, levels[0]).data) < len(a.data)
+
+
+@pytest.mark.parametrize("codec, level", [("webp", 60), ("learned", 3)])
+def test_around_is_before_and_after_with_a_restorer_each(models, photo, tmp_path, codec, level):
+    shutil.copytree(models / "separate" / "codec", tmp_path / "both")
+    darker = make_restorer("direct", width=8, blocks=[1, 1, 1], coded=True)
+    with torch.no_grad():
+        darker.affine.bias[3:] = -0.1 / AFFINE_SCALE
+    save_part(darker, tmp_path / "both" / "restorer.safetensors")
+    spec = {"codec": codec, "models": "both", "methods": {"r>c>a": "around", "c": "alone"}, "levels": [level]}
+    with pytest.raises(UserError, match="0 files named prefilter.safetensors"):
+        load_methods("f", spec, tmp_path, NO_VLM)
+    shutil.copy(models / "separate" / "restorer" / "restorer.safetensors", tmp_path / "both" / "prefilter.safetensors")
+    around, alone = load_methods("f", spec, tmp_path, NO_VLM)
+    before = load_methods("f", family(codec, [level]), models, NO_VLM)[2].run(photo, level)
+    memo = {}
+    one, other = around.run(photo, level, memo=memo), alone.run(photo, level, memo=memo)
+    told = int(codec == "webp")  # the byte for the quality, see below
+    assert one.data[: len(one.data) - told] == before.data and torch.equal(one.decoded, before.decoded)
+    assert one.output.mean() < 0.9 * one.decoded.mean() and other.output.mean() < 0.9 * one.decoded.mean()
+    if codec == "learned":
+        parts = (load_part(kind, find_part(kind, tmp_path / "both")) for kind in ("codec", "restorer"))
+        prefilter = load_part("prefilter", tmp_path / "both" / "prefilter.safetensors")
+        system = LLICM(*parts, prefilter=prefilter)
+        assert system.compress(photo, level) == one.data
+        assert torch.equal(quantize8(system.decompress(one.data)[1]), one.output)
 
 
 def test_raw_is_the_image_itself(models, photo):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part, save_part
+from llicm.images import quantize8
 from llicm.model import PUBLISHED_MODEL, default_model, load_model, save_model
 from llicm.restore.registry import make_restorer
 from llicm.vlm.guide import Guide, Oracle
@@ -43,6 +44,19 @@ def system(tiny_daclip, tmp_path_factory):
 @pytest.fixture
 def x():
     return torch.rand(3, 70, 50, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_prefilter_is_before_the_codec_and_in_the_file(system, x, tmp_path):
+    filtered = LLICM(system.codec, system.restorer, system.guide, prefilter=system.restorer)
+    data = filtered.compress(x, 1)
+    given = quantize8(system.enhance(x[None])[0].clamp(0, 1))
+    assert not torch.equal(given, quantize8(x)) and data == system.compress(given, 1) != system.compress(x, 1)
+    assert not {name for name in filtered.state_dict() if "prefilter" in name}, "it is frozen, and no part"
+    save_model(filtered, tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    assert again.compress(x, 1) == data
+    for ours, theirs in zip(filtered.decompress(data), system.decompress(data), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_one_file_holds_the_whole_system(system, x, tmp_path):
@@ -98,7 +112,7 @@ def test_damaged_and_foreign_files_are_named(system, tmp_path):
     with pytest.raises(UserError, match="not a model of this project"):
         load_model(path)
     save_file({"a": torch.zeros(2)}, path, metadata={"config": json.dumps({"format": 99})})
-    with pytest.raises(UserError, match="format 99, but this program reads 1"):
+    with pytest.raises(UserError, match="format 99, but this program reads 2"):
         load_model(path)
 
 

@@ -214,6 +214,53 @@ def test_arms_build_on_each_other(photos, tmp_path, restorer):
     assert decoded.shape == enhanced.shape == photos[0].shape
 
 
+def test_a_prefilter_is_before_the_codec_and_stays_as_it_is(photos, tmp_path):
+    arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
+    arm(photos, tmp_path, "restorer", {"trains": ["restorer"], "start": None, "objective": RESTORE})
+    files = {"codec": "separate/codec/trunk.safetensors", "restorer": "separate/restorer/trunk.safetensors"}
+    joint = {"trains": ["codec", "restorer"], "start": files, "objective": RPO}
+    arm(photos, tmp_path, "plain", joint, out=tmp_path / "plain")
+    joint["start"] = files | {"prefilter": "separate/restorer/restorer.safetensors"}
+    arm(photos, tmp_path, "around", joint, out=tmp_path / "around")
+    assert load_part("restorer", tmp_path / "around" / "restorer.safetensors").coded
+    prefilter = (tmp_path / "around" / "prefilter.safetensors").read_bytes()
+    assert prefilter == (tmp_path / "separate" / "restorer" / "restorer.safetensors").read_bytes()
+    for part in ("codec", "restorer"):
+        assert (tmp_path / "around" / f"{part}.safetensors").read_bytes() != (
+            tmp_path / "plain" / f"{part}.safetensors"
+        ).read_bytes()
+    # a restorer for a conventional codec can have one too
+    spec = {"trains": ["restorer"], "codecs": {"webp": [10, 80]}, "objective": RESTORE}
+    spec["start"] = {name: file for name, file in joint["start"].items() if name != "codec"}
+    arm(photos, tmp_path, "webp", spec, out=tmp_path / "webp")
+    assert load_part("restorer", tmp_path / "webp" / "restorer.safetensors").coded
+
+
+def test_what_is_coded_and_compared_is_what_the_prefilter_makes_of_x(photos):
+    """D = 0 means that the codec gives back the prefiltered picture, not X."""
+    torch.manual_seed(0)
+    codec, prefilter = make_codec(**CODEC), make_restorer(**RESTORER)
+    with torch.no_grad():
+        prefilter.affine.bias.fill_(1.0)
+    system, seen = LLICM(codec, None, prefilter=prefilter.eval()), []
+    codec.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+
+    class Spy(Objective):
+        def __call__(self, output, x, ideal, lmbda):
+            seen.append(x)
+            return super().__call__(output, x, ideal, lmbda)
+
+    stream = PairStream(photos, TASKS, 64, 4, 0, 0.0, (0.0, 1.0), 1, 10)
+    Trainer(
+        system, ["codec"], Spy(**RDO), stream, TASKS,
+        steps=1, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=1,
+    ).run()  # fmt: skip
+    x = stream.batch(0).degraded
+    given, compared = seen
+    assert torch.equal(given, compared) and torch.allclose(given, prefilter(x).clamp(0, 1), atol=1e-5)
+    assert not torch.allclose(given, x, atol=1e-2)
+
+
 def test_published_weights_take_the_place_of_the_trunk(photos, tmp_path):
     spec = {"trains": ["codec"], "start": None, "objective": RDO}
     arm(photos, tmp_path, "codec", spec)

@@ -81,7 +81,7 @@ FAMILIES = {  # family -> colour, marker
 }
 OTHER_FAMILIES = (("#7F7F7F", "p"), ("#999933", "d"), ("#AA4499", "8"))
 ADAPTED = "-."  # line of a conventional codec whose restorer is adapted to it
-ORDERS = {"alone": ":", "after": "-", "before": "--"}
+ORDERS = {"alone": ":", "after": "-", "before": "--", "around": "-."}
 OTHER_ORDERS = ("-.", (0, (5, 1, 1, 1, 1, 1)))
 REFERENCE_LINES = (("0.45", (0, (1, 1))), ("0.1", (0, (6, 2))), ("0.45", (0, (8, 2, 1, 2))))
 # Rates that span more than this factor are drawn on a logarithmic axis.

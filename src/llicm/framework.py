@@ -8,6 +8,9 @@ The codec compresses the degraded image X; the restorer turns the decoded X̂ in
 level is known to the decoder (it is in the bitstream), so the restorer is told of it. Either part may be absent:
 a codec alone gives X̂ = X̂_H, a restorer alone works on X itself. The guide is the vision-language model; it sees what
 the decoder has, so that nothing is sent for it, and no gradient passes through it.
+
+Beyond the paper the encoder may have a restorer of its own, the *prefilter*: the codec is then given X as that restores
+it, spends nothing on what would be thrown away, and the restorer behind it mends what both have done.
 """
 
 import json
@@ -22,6 +25,7 @@ from torch import Tensor
 from llicm.codec.learned import make_codec
 from llicm.errors import UserError
 from llicm.files import write_atomically
+from llicm.images import quantize8
 from llicm.packing import pack, unpack
 from llicm.restore.registry import make_restorer
 from llicm.vlm.context import Context
@@ -71,19 +75,34 @@ class LLICM(nn.Module):
     Args:
         codec: a learned codec, or None: X̂ = X.
         restorer: a restorer, or None: X̂_H = X̂.
-        guide: what steers the restorer (see `llicm.vlm.guide`), or None. It is not a part that is trained or saved.
+        guide: what steers the restorers (see `llicm.vlm.guide`), or None. It is not a part that is trained or saved.
+        prefilter: a restorer that X goes through before it is coded, frozen; or None.
     """
 
-    def __init__(self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None):
+    def __init__(
+        self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None,
+        prefilter: nn.Module | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.codec, self.restorer = codec, restorer
         # How much more strongly P may pull at X̂ than D does: the ratio of their weights, if both were of one size.
         self.most = 1.0
-        self._guide = (guide,)  # in a tuple, so that it is none of this module's parts
+        self._frozen = (guide, prefilter)  # in a tuple, so that they are none of this module's parts
 
     @property
     def guide(self) -> Guide | Oracle | None:
-        return self._guide[0]
+        return self._frozen[0]
+
+    @property
+    def prefilter(self) -> nn.Module | None:
+        return self._frozen[1]
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor) -> Tensor:
+        """What is coded: X (N, 3, H, W) itself, or X as the prefilter restores it, in [0, 1]."""
+        if self.prefilter is None:
+            return x
+        return LLICM(None, self.prefilter, self.guide).enhance(x).float().clamp(0, 1)
 
     def forward(
         self, x: Tensor, level: Tensor | None = None, told: Sequence[str | None] | None = None,
@@ -95,7 +114,7 @@ class LLICM(nn.Module):
         a time and with noise drawn from torch's global generator.
 
         Args:
-            x: X (N, 3, H, W) in [0, 1].
+            x: X (N, 3, H, W) in [0, 1], prepared (see `prepare`).
             level: (N,), of the codec; without one the relative level at which x was coded before, or None.
             told: for each image the degradation in words, or None to have it detected.
             ideal: X_ideal (N, 3, H, W), that a diffusion restorer learns from; without it, it is sampled from.
@@ -139,6 +158,8 @@ class LLICM(nn.Module):
 
     def compress(self, x: Tensor, level: float) -> bytes:
         """X (3, H, W) in [0, 1] to the bytes of a `.llicm` file."""
+        if self.prefilter is not None:
+            x = quantize8(self.prepare(x[None])[0])  # a picture of 8 bits, as X was
         return self.codec.encode(x, level)
 
     @torch.no_grad()
@@ -156,7 +177,7 @@ class LLICM(nn.Module):
         return decoded, enhanced[0].clamp(0, 1)
 
 
-_MAKERS = {"codec": make_codec, "restorer": make_restorer}
+_MAKERS = {"codec": make_codec, "restorer": make_restorer, "prefilter": make_restorer}
 
 
 def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -175,7 +196,7 @@ def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None =
 
 
 def load_part(kind: str, path: Path) -> nn.Module:
-    """Read a `codec` or `restorer` written by `save_part`, in eval mode.
+    """Read a `codec`, `restorer` or `prefilter` written by `save_part`, in eval mode.
 
     Raises:
         UserError: the file is missing, is not safetensors, or lacks the configuration.
@@ -197,7 +218,7 @@ def load_part(kind: str, path: Path) -> nn.Module:
 
 
 def make_part(kind: str, config: dict, state: dict[str, Tensor]) -> nn.Module:
-    """Build a `codec` or `restorer` from its configuration and its state dict, in eval mode."""
+    """Build a `codec`, `restorer` or `prefilter` from its configuration and its state dict, in eval mode."""
     module = _MAKERS[kind](**config)
     module.load_state_dict(state)
     # the layout in which convolutions of whole pictures are fastest, by a third for the one-pass restorer

@@ -6,6 +6,7 @@ A method is a codec, a restorer, and their order:
     alone    X ─codec─► bytes ─► X̂
     after    X ─codec─► bytes ─► X̂ ─restorer─► X̂_H        (the paper's simplest framework, and LL-ICM itself)
     before   X ─restorer─► X_H ─codec─► bytes ─► X̂_H      (restoration before encoding)
+    around   X ─prefilter─► X_H ─codec─► bytes ─► X̂ ─restorer─► X̂_H     (both; the prefilter is a restorer too)
 """
 
 import time
@@ -26,7 +27,7 @@ from llicm.vlm.guide import Oracle, guide_for
 
 __all__ = ["Clock", "Coded", "Method", "ORDERS", "find_part", "load_methods"]
 
-ORDERS = ("alone", "after", "before")
+ORDERS = ("alone", "after", "before", "around")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Method:
     """One row of the benchmark.
 
     `levels` are the codec's own settings, in ascending rate; `steps` are those of a diffusion restorer, None for its
-    own number.
+    own number. `prefilter` is the restorer before the codec where the order is "around".
     """
 
     name: str
@@ -101,6 +102,7 @@ class Method:
     restorer: nn.Module | None
     guide: nn.Module | None = None
     steps: int | None = None
+    prefilter: nn.Module | None = None
 
     @property
     def continuous(self) -> bool:
@@ -120,11 +122,12 @@ class Method:
             clock: counts the seconds of encoding, decoding and restoring; or None.
         """
         task = task if isinstance(self.guide, Oracle) else None
-        memo, clock, seconds, first = {} if memo is None else memo, clock or Clock(), 0.0, self.order == "before"
+        memo, clock, seconds = {} if memo is None else memo, clock or Clock(), 0.0
+        first = self.order if self.order in ("before", "around") else None
         if first:
-            if ("restored", self.steps) not in memo:
-                memo["restored", self.steps] = self._restore(x, None, task, clock)
-            restored, seconds = memo["restored", self.steps]
+            if (first, self.steps) not in memo:
+                memo[first, self.steps] = self._restore(x, None, task, clock, self.prefilter)
+            restored, seconds = memo[first, self.steps]
             x = quantize8(restored)
         key = (self.coder.name, level, self.steps if first else None, first)
         if key not in memo:
@@ -134,8 +137,9 @@ class Method:
                 memo[key] = data, *self.coder.decode(data)
         data, decoded, code = memo[key]
         output = decoded
-        if self.order == "after":
-            output, seconds = self._restore(decoded, code, task, clock)
+        if self.order in ("after", "around"):
+            output, more = self._restore(decoded, code, task, clock)
+            seconds += more
         return Coded(data, quantize8(decoded), quantize8(output), seconds)
 
     def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
@@ -156,8 +160,11 @@ class Method:
             low, high = (middle, high) if coded.bpp < target else (low, middle)
         return best
 
-    def _restore(self, image: Tensor, code: float | None, task: str | None, clock: Clock) -> tuple[Tensor, float]:
-        system = LLICM(None, self.restorer, self.guide)
+    def _restore(
+        self, image: Tensor, code: float | None, task: str | None, clock: Clock, restorer: nn.Module | None = None
+    ) -> tuple[Tensor, float]:
+        """An image (3, H, W) restored, by the method's restorer if no other is given, and the seconds that took."""
+        system = LLICM(None, restorer or self.restorer, self.guide)
         if self.steps is not None:  # the methods of a family share one restorer
             self.restorer.steps = self.steps
         before = clock.seconds["restore"]
@@ -200,6 +207,9 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
     restorer = None
     if {entry["order"] for entry in entries.values()} - {"alone"}:
         restorer = load_part("restorer", find_part("restorer", folder / spec.get("restorer", "")))
+    prefilter = None
+    if "around" in {entry["order"] for entry in entries.values()}:
+        prefilter = load_part("prefilter", find_part("prefilter", folder))
     for name, entry in entries.items():
         if entry.get("steps") and not hasattr(restorer, "steps"):
             raise UserError(f"params.yaml: method '{name}' has steps, but its restorer is no diffusion model")
@@ -209,6 +219,7 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
         Method(
             name=name, family=family, order=entry["order"], levels=tuple(entry.get("levels", spec["levels"])),
             coder=coders[entry.get("codec", spec["codec"])], restorer=restorer, guide=guide, steps=entry.get("steps"),
+            prefilter=prefilter if entry["order"] == "around" else None,
         )
         for name, entry in entries.items()
     ]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole LL-ICM in one file: codec, restorer and guide, as the command line uses it.
+"""A whole LL-ICM in one file: codec, restorer, prefilter and guide, as the command line uses it.
 
 The guide comes without its text tower, nine tenths of a small model's weights; the embeddings of the degradation words
 and of all pairs of them take its place.
@@ -25,7 +25,8 @@ __all__ = ["DEFAULT_MODEL", "PUBLISHED_MODEL", "default_model", "load_model", "s
 
 DEFAULT_MODEL = Path("artifacts/release/llicm.safetensors")  # of a study, made by its pipeline
 PUBLISHED_MODEL = Path("init/published/llicm.safetensors")
-_FORMAT = 1
+_FORMAT = 2
+_PARTS = ("codec", "restorer", "prefilter")
 _VISION = ("clip.visual.", "clip.logit_scale", "controller.", "logit_scale")
 
 
@@ -36,15 +37,15 @@ def default_model() -> Path:
 
 
 def save_model(system: LLICM, path: str | Path) -> None:
-    """Write codec, restorer and guide (each may be absent) as one safetensors file, atomically, with stable bytes.
+    """Write the parts of a system, each of which may be absent, as one safetensors file, atomically, with stable bytes.
 
-    Codec and restorer are packed as `llicm.framework.save_part` does; the guide is in half precision.
+    Codec and restorers are packed as `llicm.framework.save_part` does; the guide is in half precision.
 
     Raises:
         ValueError: the guide is an oracle; no file could hold what it knows.
     """
     state, config = {}, {"format": _FORMAT}
-    for kind in ("codec", "restorer"):
+    for kind in _PARTS:
         part = getattr(system, kind)
         config[kind] = None if part is None else part.config
         if part is not None:
@@ -87,14 +88,13 @@ def load_model(path: str | Path | None = None) -> LLICM:
                 raise UserError(f"{path}: a model of format {config['format']}, but this program reads {_FORMAT}")
             state = unpack({name: file.get_tensor(name) for name in file.keys()})
         parts = {
-            kind: make_part(kind, config[kind], _below(state, f"{kind}.")) if config[kind] else None
-            for kind in ("codec", "restorer")
+            kind: make_part(kind, config[kind], _below(state, f"{kind}.")) if config[kind] else None for kind in _PARTS
         }
         guide = _guide(config["guide"], _below(state, "guide.")) if config["guide"] else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a model of this project ({reason}); get it again with `make model`") from None
-    return LLICM(parts["codec"], parts["restorer"], guide).eval()
+    return LLICM(parts["codec"], parts["restorer"], guide, parts["prefilter"]).eval()
 
 
 def _guide(config: dict, state: dict[str, torch.Tensor]) -> Guide:

@@ -178,8 +178,9 @@ class Trainer:
         )
         system.to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(system, self.optimizer)
-        if system.guide is not None:  # none of the system's parts, so it did not move with them
-            system.guide.to(self.accelerator.device)
+        for frozen in (system.guide, system.prefilter):  # none of the system's parts, so they did not move with it
+            if frozen is not None:
+                frozen.to(self.accelerator.device)
         self.step, self.rows, self.window, self.trunk_weights = first, [], [], None
         self.seconds = {"data": 0.0, "update": 0.0}
 
@@ -227,13 +228,15 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             level, lmbda = self._levels(len(x), device)
-            coded = x
+            with self.accelerator.autocast():
+                prepared = self.system.prepare(x)
+            coded = prepared
             if self.transcoder is not None:
-                coded, level = self.transcoder(x)
+                coded, level = self.transcoder(prepared)
             told = self._told(batch)
             with self.accelerator.autocast():
                 output = self.model(coded, level, told, ideal, self.objective.diffusion)
-            loss, bpp = self.objective(output, x, ideal, lmbda)
+            loss, bpp = self.objective(output, prepared, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
             self.accelerator.clip_grad_norm_(part, self.clip)
@@ -258,7 +261,8 @@ class Trainer:
         return level, self.system.codec.lambdas(level)
 
     def _told(self, batch: Batch) -> list[str | None] | None:
-        if self.system.guide is None or not self.told:
+        # A prefilter has removed what the words would tell of.
+        if self.system.guide is None or self.system.prefilter is not None or not self.told:
             return None
         spoken = torch.rand(len(batch.task)) < self.told
         texts = [
@@ -377,11 +381,13 @@ def train_arm(
     if "restorer" in fresh:
         context = restorer_context(spec.get("context") or "none", tasks, vlm)
         parts["restorer"] = make_restorer(**(spec.get("restorer") or restorer), context=context)
-    system = LLICM(parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm))
+    system = LLICM(
+        parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm), parts.get("prefilter")
+    )
     transcoder = Transcoder(spec["codecs"]) if spec.get("codecs") else None
     if transcoder is not None and "codec" in parts:
         raise UserError(f"params.yaml: arm '{name}' has codecs, so it can neither train nor start from a learned one")
-    if len(parts) == 2 or transcoder is not None:
+    if {"codec", "restorer"} <= parts.keys() or transcoder is not None:
         system.restorer.coded = True
     steps, parting = training["trunk"] + training["branch"], training["trunk"]
     if spec.get("steps"):

@@ -4,7 +4,7 @@
 | column | meaning |
 |---|---|
 | method | a row of the benchmark, e.g. ``webp``, ``webp>restorer``, ``restorer>webp``, ``llicm`` |
-| family, order | which codec, and where restoration stands: ``alone``, ``after``, ``before`` it |
+| family, order | which codec, and where restoration stands: ``alone``, ``after``, ``before`` or ``around`` it |
 | task | degradation word |
 | image | name of the test image |
 | level | point of the method's rate scale, as text: ``30``, ``2.5`` |
