@@ -301,6 +301,25 @@ def test_all_tables_are_written(records, tmp_path):
     assert "0 of 3" in abnormal_markdown(pd.read_csv(tmp_path / "abnormal.csv"), TASKS)
 
 
+def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):
+    """At equal rate 1 dB above LL-ICM, and its own separate parts 0.5 dB below that."""
+    for method, name, gain in (("llicm", "llicm-prefilter", 1.0), ("rdo>restorer", "restorer>rdo>adapted", 0.5)):
+        more = records[records["method"] == method].assign(method=name)
+        records = pd.concat([records, more.assign(value=more["value"] + gain)])
+    methods = ["llicm", "jpeg", "rdo>restorer", "restorer>rdo>adapted", "llicm-prefilter"]
+    table = write_comparisons(records, ["psnr"], methods, TASKS, tmp_path)
+    ours, theirs = (pd.read_csv(tmp_path / f"headline{end}.csv") for end in ("", "_prefilter"))
+    assert set(ours["anchor"][:2]) == set(theirs["anchor"][:2]) == {"restorer>rdo>adapted"}
+    assert ours["bd_quality"].tolist() == pytest.approx([1.5] * 3)
+    assert theirs["bd_quality"].tolist() == pytest.approx([2.5] * 3)
+    assert table.groupby("test")["bd_rate_low"].apply(lambda v: v.notna().any()).all()
+    numbers = summary(records, table, TASKS)
+    assert numbers["llicm_prefilter_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "restorer>rdo>adapted")
+    assert numbers["llicm_prefilter_against_the_same_separately"]["bd_psnr_mean"] == pytest.approx(2.5)
+    text = readme_results(records, table, TASKS)
+    assert "(`llicm-prefilter` against `restorer → rdo → adapted`): mean BD-rate" in text
+
+
 def test_where_metrics_disagree():
     rows = [
         {"test": "llicm", "anchor": anchor, "task": "noisy", "metric": metric, "bd_quality": value}

@@ -52,6 +52,7 @@ __all__ = [
 
 TEST, SEPARATE = "llicm", "rdo>restorer"  # the study's method, and the framework that it replaces
 DIFFUSION = ("llicm-irsde", "rdo>irsde")  # the same two with the diffusion restorer
+PREFILTER = ("llicm-prefilter", "restorer>rdo>adapted")  # and with a restorer before the codec
 VARIANTS = {
     "no-vlm": "no VLM",
     "degradation-only": "degradation embedding",
@@ -116,21 +117,21 @@ def strongest(table: pd.DataFrame, test: str, metric: str, task: str) -> str:
     return str(rows.loc[rows["bd_quality"].idxmin(), "anchor"])
 
 
-def headline_table(records: pd.DataFrame, table: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+def headline_table(records: pd.DataFrame, table: pd.DataFrame, tasks: Sequence[str], test: str = TEST) -> pd.DataFrame:
     """LL-ICM against the strongest baseline of each task: a row a metric and task, then one for the mean over tasks.
 
     Args:
-        records: as read by `read_records`. table: made by `bd_table`.
+        records: as read by `read_records`. table: made by `bd_table`. test: which form of LL-ICM.
 
     Returns:
         The columns metric, task ("mean" for the mean), anchor, and bd_rate (percent) and bd_quality, each with
         ``_low`` and ``_high``, the ends of its 95% interval over images. Undefined numbers are NaN.
     """
-    best = {task: strongest(table, TEST, "psnr", task) for task in tasks}
+    best = {task: strongest(table, test, "psnr", task) for task in tasks}
     rows = []
     for metric in dict.fromkeys(table["metric"]):
         for group in [[task] for task in tasks] + [list(tasks)]:
-            found = bd_interval(records, metric, TEST, {task: best[task] for task in group}, group)
+            found = bd_interval(records, metric, test, {task: best[task] for task in group}, group)
             row = {"metric": metric, "task": group[0] if len(group) == 1 else "mean"}
             row["anchor"] = best[group[0]] if len(group) == 1 else ""
             for name, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
@@ -147,7 +148,8 @@ def write_comparisons(
     """Write all tables that follow from records alone; returns that of BD-rates, with the intervals of LL-ICM's.
 
     ``bd_rate.csv``, ``bd_rate.md``, ``interpolations.csv``, ``abnormal.csv``, ``abnormal.md``, and if
-    there is a baseline ``headline.csv``, ``.md`` and ``.tex``, ``disagreements.csv`` and ``.md``.
+    there is a baseline ``headline.csv``, ``.md`` and ``.tex`` (of LL-ICM with a prefilter: ``headline_prefilter``),
+    ``disagreements.csv`` and ``.md``.
 
     Args:
         records, metrics, methods, tasks: what is compared. out: folder of the tables.
@@ -157,17 +159,22 @@ def write_comparisons(
     def put(table: pd.DataFrame, name: str) -> None:
         table.to_csv(out / name, index=False, float_format="%.6g")
 
-    tests = [name for name in (TEST, DIFFUSION[0]) if name in methods]
+    tests = [name for name in (TEST, DIFFUSION[0], PREFILTER[0]) if name in methods]
     table = bd_table(records, metrics, tests, methods, tasks)
-    if TEST in methods and len(methods) > 1:
-        ends = bd_intervals(records, metrics, TEST, methods, tasks).drop(columns=["bd_rate", "bd_quality"])
+    forms = {TEST: "headline", PREFILTER[0]: "headline_prefilter"} if any(map(is_baseline, methods)) else {}
+    forms = {test: name for test, name in forms.items() if test in methods}
+    if forms:
+        ends = [bd_intervals(records, metrics, test, methods, tasks) for test in forms]
+        ends = pd.concat(ends).drop(columns=["bd_rate", "bd_quality"])
         table = table.merge(ends, on=["test", "anchor", "task", "metric"], how="left", validate="one_to_one")
+    for test, name in forms.items():
+        best = headline_table(records, table, tasks, test)
+        put(best, f"{name}.csv")
+        write_atomically(out / f"{name}.md", headline_markdown(best).encode())
+        write_atomically(out / f"{name}.tex", headline_latex(best).encode())
+    if TEST in forms:
         write_atomically(out / "bd_rate.md", full_markdown(table, tasks).encode())
         put(interpolations(records, metrics, TEST, methods, tasks), "interpolations.csv")
-        best = headline_table(records, table, tasks)
-        put(best, "headline.csv")
-        write_atomically(out / "headline.md", headline_markdown(best).encode())
-        write_atomically(out / "headline.tex", headline_latex(best).encode())
         conflicts = disagreements(table)
         put(conflicts, "disagreements.csv")
         write_atomically(out / "disagreements.md", disagreements_markdown(conflicts).encode())
@@ -373,11 +380,16 @@ def summary(records: pd.DataFrame, table: pd.DataFrame, tasks: list[str]) -> dic
         }
 
     best = {task: strongest(table, TEST, "psnr", task) for task in tasks}
-    diffusion = {}
-    if DIFFUSION[0] in set(table["test"]):
-        numbers = comparison(dict.fromkeys(tasks, DIFFUSION[1]), DIFFUSION[0])
-        diffusion = {"llicm_irsde_against_codec_then_irsde": numbers}
-    return diffusion | {
+    more, tests, methods = {}, set(table["test"]), set(table["anchor"])
+    if DIFFUSION[0] in tests:
+        more["llicm_irsde_against_codec_then_irsde"] = comparison(dict.fromkeys(tasks, DIFFUSION[1]), DIFFUSION[0])
+    if PREFILTER[0] in tests:
+        rivals = {task: strongest(table, PREFILTER[0], "psnr", task) for task in tasks}
+        more["llicm_prefilter_against_strongest"] = {"anchor": rivals} | comparison(rivals, PREFILTER[0])
+        if PREFILTER[1] in methods:
+            equal = comparison(dict.fromkeys(tasks, PREFILTER[1]), PREFILTER[0])
+            more["llicm_prefilter_against_the_same_separately"] = equal
+    return more | {
         "llicm_against_codec_then_restorer": comparison(dict.fromkeys(tasks, SEPARATE)),
         "llicm_against_strongest": {"anchor": best} | comparison(best),
         "restorer_gain_db": {task: number(gain) for task, gain in restoration(records, tasks)["gain"].items()},
@@ -409,6 +421,12 @@ def readme_results(
         lines += [
             f"With the diffusion restorer in both (`{DIFFUSION[0]}` against `{method_label(DIFFUSION[1])}`): "
             f"{_headline(records, *DIFFUSION, tasks)}.",
+            "",
+        ]
+    if PREFILTER[0] in set(table["test"]) and PREFILTER[1] in set(table["anchor"]):
+        lines += [
+            f"With the restorer before the codec too, in both (`{PREFILTER[0]}` against "
+            f"`{method_label(PREFILTER[1])}`): {_headline(records, *PREFILTER, tasks)}.",
             "",
         ]
     lines += [
