@@ -32,11 +32,13 @@ from llicm.report import (
     readme_results,
     recognition_markdown,
     restoration,
+    specialists,
     steps_of,
     strip_rows,
     strongest,
     summary,
     update_readme,
+    versus_table,
     write_comparisons,
     write_compressai,
     write_runs,
@@ -318,6 +320,24 @@ def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):
     assert numbers["llicm_prefilter_against_the_same_separately"]["bd_psnr_mean"] == pytest.approx(2.5)
     text = readme_results(records, table, TASKS)
     assert "(`llicm-prefilter` against `restorer → rdo → adapted`): mean BD-rate" in text
+
+
+def test_specialists_are_those_of_families_with_one_task(records):
+    families = {
+        "llicm": {"methods": {"llicm": "after"}},
+        "llicm-noisy": {"tasks": ["noisy"], "methods": {"llicm-noisy": "after"}},
+        "two": {"tasks": TASKS, "methods": {"two": "after"}},
+        "llicm-hazy": {"tasks": ["hazy"], "methods": {"llicm-hazy": "after"}},
+    }
+    alone = specialists(families)
+    assert alone == {"noisy": "llicm-noisy", "hazy": "llicm-hazy"}
+    for task, gain in (("noisy", 1.0), ("hazy", -1.0)):
+        more = records[(records["method"] == "llicm") & (records["task"] == task)].assign(method=alone[task])
+        records = pd.concat([records, more.assign(value=more["value"] + gain)])
+    table = versus_table(records, ["psnr"], "llicm", alone)
+    assert table["bd_quality"].tolist() == pytest.approx([-1, 1, 0]) and table["tasks_defined"].tolist() == [1, 1, 2]
+    text = headline_markdown(table, rival="specialist")
+    assert "| task | specialist | BD-rate, PSNR |" in text and "| noisy | llicm-noisy | +41.4%" in text
 
 
 def test_where_metrics_disagree():

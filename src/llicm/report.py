@@ -39,11 +39,13 @@ __all__ = [
     "readme_results",
     "recognition_markdown",
     "restoration",
+    "specialists",
     "steps_of",
     "strip_rows",
     "strongest",
     "summary",
     "update_readme",
+    "versus_table",
     "write_comparisons",
     "write_compressai",
     "write_runs",
@@ -128,18 +130,36 @@ def headline_table(records: pd.DataFrame, table: pd.DataFrame, tasks: Sequence[s
         ``_low`` and ``_high``, the ends of its 95% interval over images. Undefined numbers are NaN.
     """
     best = {task: strongest(table, test, "psnr", task) for task in tasks}
-    rows = []
-    for metric in dict.fromkeys(table["metric"]):
-        for group in [[task] for task in tasks] + [list(tasks)]:
-            found = bd_interval(records, metric, test, {task: best[task] for task in group}, group)
+    return versus_table(records, list(dict.fromkeys(table["metric"])), test, best)
+
+
+def versus_table(records: pd.DataFrame, metrics: Sequence[str], test: str, rivals: dict[str, str]) -> pd.DataFrame:
+    """One method against one rival a task: a row a metric and task, then one for the mean over tasks.
+
+    Args:
+        records: as read by `read_records`. test: the method. rivals: task -> its anchor.
+
+    Returns:
+        As `headline_table`.
+    """
+    rows, tasks = [], list(rivals)
+    for metric in metrics:
+        for group in [[task] for task in tasks] + [tasks]:
+            found = bd_interval(records, metric, test, {task: rivals[task] for task in group}, group)
             row = {"metric": metric, "task": group[0] if len(group) == 1 else "mean"}
-            row["anchor"] = best[group[0]] if len(group) == 1 else ""
+            row["anchor"] = rivals[group[0]] if len(group) == 1 else ""
             for name, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
                 row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
             row["tasks_defined"] = found.rate.defined
             rows.append(row)
     numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+
+
+def specialists(families: dict) -> dict[str, str]:
+    """Task -> the form of LL-ICM that was made for it alone: methods of families with a single task in params.yaml."""
+    alone = {spec["tasks"][0]: list(spec["methods"]) for spec in families.values() if len(spec.get("tasks") or []) == 1}
+    return {task: methods[0] for task, methods in alone.items()}
 
 
 def write_comparisons(
@@ -185,14 +205,15 @@ def write_comparisons(
     return table
 
 
-def headline_markdown(table: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> str:
+def headline_markdown(table: pd.DataFrame, metrics: Sequence[str] = SHOWN, rival: str = "strongest baseline") -> str:
     """What `headline_table` returns, as Markdown: a row a task, two columns a metric.
 
     Args:
         metrics: those shown, if they were measured; the CSV and LaTeX tables have all.
+        rival: what the methods compared with are called.
     """
     shown = [metric for metric in metrics if metric in set(table["metric"])] or list(dict.fromkeys(table["metric"]))
-    cells = _headline_cells(table[table["metric"].isin(shown)])
+    cells = _headline_cells(table[table["metric"].isin(shown)], rival)
     return "\n".join(["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
@@ -208,9 +229,9 @@ def headline_latex(table: pd.DataFrame) -> str:
     return "\n".join([*lines, *(line(row) for row in rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _headline_cells(table: pd.DataFrame) -> list[list[str]]:
+def _headline_cells(table: pd.DataFrame, rival: str = "strongest baseline") -> list[list[str]]:
     metrics = list(dict.fromkeys(table["metric"]))
-    head = ["task", "strongest baseline"]
+    head = ["task", rival]
     for metric in metrics:
         head += [f"BD-rate, {metric_info(metric).label}", f"BD-{metric_info(metric).label}"]
     rows = [head, ["---", "---", *["---:"] * (len(head) - 2)]]

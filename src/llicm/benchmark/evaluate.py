@@ -138,6 +138,7 @@ def evaluate_family(
     """
     from tqdm import tqdm
 
+    tasks = plan.spec.get("tasks") or tasks
     sets = [(task, False) for task in tasks] + [(name, True) for name in (extra or [] if plan.extra else [])]
     jobs = [
         (task, pair, more)

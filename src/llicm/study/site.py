@@ -59,6 +59,8 @@ TABLES = {
     "extra": "Clean input, mixtures and other severities",
     "recognition": "What the vision-language model recognises",
     "ablation": "Whether the vision-language model helps",
+    "specialists": "One codec for all tasks, or one for each",
+    "headline_prefilter": "LL-ICM with a prefilter against the strongest baseline",
 }
 CHECKS = {
     "lock": "Does `dvc.lock` say what `dvc.yaml` and `params.yaml` say?",
