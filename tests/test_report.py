@@ -338,6 +338,8 @@ def test_specialists_are_those_of_families_with_one_task(records):
     assert table["bd_quality"].tolist() == pytest.approx([-1, 1, 0]) and table["tasks_defined"].tolist() == [1, 1, 2]
     text = headline_markdown(table, rival="specialist")
     assert "| task | specialist | BD-rate, PSNR |" in text and "| noisy | llicm-noisy | +41.4%" in text
+    single = versus_table(records, ["psnr"], "llicm", {"noisy": "llicm-noisy"})
+    assert single["task"].tolist() == ["noisy", "mean"] and headline_markdown(single).count("+41.4%") == 2
 
 
 def test_where_metrics_disagree():

@@ -144,12 +144,11 @@ def versus_table(records: pd.DataFrame, metrics: Sequence[str], test: str, rival
     """
     rows, tasks = [], list(rivals)
     for metric in metrics:
-        for group in [[task] for task in tasks] + [tasks]:
+        for name, group in [*((task, [task]) for task in tasks), ("mean", tasks)]:
             found = bd_interval(records, metric, test, {task: rivals[task] for task in group}, group)
-            row = {"metric": metric, "task": group[0] if len(group) == 1 else "mean"}
-            row["anchor"] = rivals[group[0]] if len(group) == 1 else ""
-            for name, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
-                row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
+            row = {"metric": metric, "task": name, "anchor": "" if name == "mean" else rivals[name]}
+            for value, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
+                row |= {value: number.estimate, f"{value}_low": number.low, f"{value}_high": number.high}
             row["tasks_defined"] = found.rate.defined
             rows.append(row)
     numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
