@@ -17,7 +17,7 @@ from llicm.benchmark.records import read_records
 from llicm.data.catalogue import catalogue
 from llicm.errors import UserError
 from llicm.files import atomic_folder
-from llicm.report import restoration
+from llicm.report import budgets, restoration
 from llicm.study.lineage import Pipeline, Stage, git, run_of, trace
 from llicm.study.params import load
 
@@ -29,6 +29,7 @@ PARTS = {
     "codec": "artifacts/models/separate/codec/codec.safetensors",
     "restorer": "artifacts/models/separate/restorer/restorer.safetensors",
 }
+METHODS = {"llicm": "llicm", "codec": "rdo", "restorer": "restored"}  # that the benchmark measures them as
 
 
 def publish(root: Path, profile: str = "study") -> Path:
@@ -83,8 +84,8 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
     training, data_params = params["training"], params["data"]
     arm = params["release"]["models"] if name == "llicm" else name
     spec = params["arms"][arm]
-    steps = spec.get("steps") or training["trunk"] + training["branch"]
-    trunk = spec.get("trunk", 0) if spec.get("steps") else training["trunk"]
+    given = budgets(params["families"], params["arms"], training).set_index("method").loc[METHODS[name]]
+    counts = sorted({int(given[f"{part}_updates"]) for part in ("codec", "restorer") if name in (part, "llicm")})
     trained = next(s for s in pipeline.stages if s.folder == pipeline.folder and s.name.split("@")[-1] == arm)
     ran = run_of(trained, pipeline.root)
     photos, terms = _photos(pipeline)
@@ -98,11 +99,11 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
         card_data, template_path=str(Path(__file__).with_name("card.md.j2")),
         name=name, file=f"{name}.safetensors",
         parameters=f"{count:,}", size=f"{len(data):,}", sha256=hashlib.sha256(data).hexdigest(),
-        started=bool(spec["start"]), trunk=f"{trunk:,}",
+        started=bool(spec["start"]),
         photos=photos, terms=terms, share=f"{data_params['dead_leaves_share']:.0%}",
         tasks=", ".join(spec.get("tasks") or params["tasks"]),
         severity=" to ".join(map(str, data_params["severity"])),
-        updates=f"{steps:,}", batch=training["batch"], crop=training["crop"], lr=training["lr"],
+        updates=" and ".join(f"{n:,}" for n in counts), batch=training["batch"], crop=training["crop"], lr=training["lr"],
         loss=_loss(spec["objective"]),
         seconds=f"{ran['seconds'] / 60:.0f} minutes in {params['threads']} thread(s)" if ran else "not recorded",
         machine=f"{ran['platform']}, torch {ran['libraries']['torch']}" if ran else "not recorded",
@@ -135,8 +136,7 @@ def _measured(name: str, records: pd.DataFrame, params: dict) -> str:
     sets = [task for task in [*params["tasks"], "clean"] if task in set(records.task)]
     if name == "restorer":
         return restoration(records, params["tasks"]).to_markdown(floatfmt=".2f")
-    method = {"llicm": "llicm", "codec": "rdo"}[name]
-    points = records[records.method == method].groupby(["task", "level"])[["bpp", "value"]].mean()
+    points = records[records.method == METHODS[name]].groupby(["task", "level"])[["bpp", "value"]].mean()
     cells = points.apply(lambda row: f"{row.value:.2f} at {row.bpp:.3f}", axis=1).unstack()
     return cells.loc[sets if name == "llicm" else sets[-1:]].add_prefix("level ").to_markdown()
 
