@@ -216,7 +216,7 @@ def test_shrinkage_knows_time_and_degradation_and_is_kept(tmp_path):
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config["shrinkage"] is True
-    assert torch.allclose(again.predict_x0(state, x, 30, None, told), out, atol=2e-3)  # weights in half precision
+    assert torch.allclose(again.predict_x0(state, x, 30, None, told), out, atol=2e-2)  # weights in 8 bits
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator
+from operator import getitem
 from pathlib import Path
 
 from llicm.errors import UserError
@@ -70,7 +71,7 @@ def names(values: dict) -> list[str]:
 
 def _names(node: dict, values, prefix: str) -> Iterator[str]:
     if "$ref" in node:
-        node = schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        node = functools.reduce(getitem, node["$ref"].removeprefix("#/").split("/"), schema())
     values = values if isinstance(values, dict) else {}
     for key, child in node.get("properties", {}).items():
         yield prefix + key
