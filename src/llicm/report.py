@@ -70,9 +70,10 @@ ABLATION = (
 
 
 # Marker in the README -> file in results/tables.
+# marker in the README -> file below results/
 README_TABLES = {
-    name: f"{name}.md" for name in ("headline", "abnormal", "disagreements", "extra", "ablation", "recognition")
-} | {"results": "readme.md"}
+    name: f"tables/{name}.md" for name in ("headline", "abnormal", "disagreements", "extra", "ablation", "recognition")
+} | {"results": "tables/readme.md"}
 
 
 def mean_points(records: pd.DataFrame) -> pd.DataFrame:
@@ -786,18 +787,18 @@ def write_runs(folder: Path, out: Path) -> int:
     return len(stages)
 
 
-def update_readme(readme: Path, tables: Path) -> None:
+def update_readme(readme: Path, results: Path) -> None:
     """Put the published tables between the markers of the README, atomically.
 
     Args:
-        tables: folder with the files of ``README_TABLES``.
+        results: folder with the files of ``README_TABLES``.
 
     Raises:
         UserError: the README lacks a marker, or a table is missing.
     """
     text = readme.read_text(encoding="utf-8")
     for name, file in README_TABLES.items():
-        path, begin, end = tables / file, f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        path, begin, end = results / file, f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if not path.is_file():
             raise UserError(f"{path}: no such table; run `dvc repro` first")
         if begin not in text or end not in text:
@@ -811,6 +812,6 @@ if __name__ == "__main__":
     try:
         write_timing(Path(), Path("results/timing"))
         write_runs(Path(), Path("results/timing"))
-        update_readme(Path("README.md"), Path("results/tables"))
+        update_readme(Path("README.md"), Path("results"))
     except UserError as error:
         sys.exit(str(error))

@@ -71,7 +71,12 @@ def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str
     records = _checked(records, str(path))
     if Path(path).suffix == ".parquet":
         buffer = io.BytesIO()
-        records.to_parquet(buffer, index=False, compression="zstd")
+        # As doubles that have no value twice pack best: all first bytes, then all second ones, and so on.
+        records.to_parquet(
+            buffer, index=False, compression="zstd", compression_level=19,
+            use_dictionary=[column for column in COLUMNS if column != "value"],
+            column_encoding={"value": "BYTE_STREAM_SPLIT"},
+        )  # fmt: skip
         write_atomically(path, buffer.getvalue())
         return
     text = io.StringIO()

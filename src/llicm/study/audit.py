@@ -231,7 +231,7 @@ def _readme(pipeline: Pipeline) -> Iterator[Finding]:
 
     if pipeline.folder != pipeline.root:
         return  # it shows the default study
-    path, tables = pipeline.root / "README.md", pipeline.root / "results" / "tables"
+    path, results = pipeline.root / "README.md", pipeline.root / "results"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, file in README_TABLES.items():
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
@@ -239,7 +239,7 @@ def _readme(pipeline: Pipeline) -> Iterator[Finding]:
             yield Finding("readme", f"README.md: {name}", f"markers {begin.strip()}, {end}", "none", "put them back")
             continue
         shown = text.split(begin)[1].split(end)[0]
-        published = (tables / file).read_text(encoding="utf-8") if (tables / file).is_file() else ""
+        published = (results / file).read_text(encoding="utf-8") if (results / file).is_file() else ""
         for expected, found in _lines(published, shown):
             yield Finding("readme", f"README.md: {name}", expected, found, "run `make readme`")
             break
