@@ -364,7 +364,7 @@ def test_further_sets(records):
     assert text.count("| -50.0% |") == 2 and "| hazy@0.8 |" in text
 
 
-def test_budgets_of_the_default_study():
+def test_budgets_of_the_default_study(tmp_path):
     """Every trained part of the compared methods has the same number of updates; what differs is told."""
     params = load(ROOT / "params.yaml")
     given = budgets(params["families"], params["arms"], params["training"]).set_index("method")
@@ -377,6 +377,14 @@ def test_budgets_of_the_default_study():
     steps = params["arms"]["irsde"]["steps"]
     assert given.loc["rdo>irsde", "restorer_updates"] == given.loc["llicm-irsde", "restorer_updates"] == steps
     assert given.loc["llicm-irsde", "codec_updates"] > whole  # it goes on from the finished codec
+    # Where published weights take the place of trunks, what a study adds to them is the same for all.
+    for name in ("codec", "restorer"):
+        (tmp_path / f"{name}.safetensors").touch()
+    given = budgets(params["families"], params["arms"], params["training"], tmp_path).set_index("method")
+    branch = params["training"]["branch"]
+    for method in ("rdo>restorer", "restorer>rdo", "rdo>adapted", "llicm"):
+        assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [branch, branch], method
+    assert given.loc["rdo>irsde", "restorer_updates"] == steps
 
 
 def test_crops_say_how_much_is_kept(tmp_path):

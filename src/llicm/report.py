@@ -339,18 +339,22 @@ def extra_markdown(records: pd.DataFrame, sets: Sequence[str], anchors: Sequence
     return "\n".join(lines) + "\n"
 
 
-def budgets(families: dict, arms: dict, training: dict) -> pd.DataFrame:
+def budgets(families: dict, arms: dict, training: dict, init: Path | None = None) -> pd.DataFrame:
     """What each method was given: a row a method, with its codec, order, and the updates of codec and restorer.
 
     Args:
-        families, arms, training: groups of params.yaml.
+        families, arms, training: groups of params.yaml. init: folder with published weights that took the place of
+            trunks (see `llicm.training.train_arm`); their own updates are not counted. None if there was none.
     """
+    published = {path.stem for path in init.glob("*.safetensors")} if init else set()
 
     def schedule(name: str) -> tuple[int, int]:
         spec = arms[name]
         if spec.get("steps"):
-            return spec["steps"], spec.get("trunk", 0)
-        return training["trunk"] + training["branch"], training["trunk"]
+            steps, trunk = spec["steps"], spec.get("trunk", 0)
+        else:
+            steps, trunk = training["trunk"] + training["branch"], training["trunk"]
+        return (steps - trunk, 0) if not spec["start"] and name in published else (steps, trunk)
 
     def updates(name: str, part: str) -> int:
         """Updates of a part of an arm, those before it went into the arm included."""
@@ -453,7 +457,7 @@ def readme_results(
     lines += [
         "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
         "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate. "
-        "Updates are those of codec and restorer, each in batches of the same size:",
+        "Updates are those of codec and restorer in this study, each in batches of the same size:",
         "",
         _with_budgets(bd_markdown(table, "psnr", TEST, tasks=tasks, reasons=False), given),
         "BD-PSNR of LL-ICM in dB (positive: LL-ICM is better at the same rate):",
