@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study as a pipeline: notebook runner, parameter check, code-only notebooks, resumable checkpoints."""
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["ROOT", "Path", "Scratch", "enter", "note_timing"]
+__all__ = ["ROOT", "Path", "Scratch", "enter"]
 
 ROOT = Path(__file__).resolve().parents[3]
 """Folder of the repository; not $DVC_ROOT, which names another one in `dvc exp run --temp`."""
@@ -32,11 +30,3 @@ def enter(profile: str | os.PathLike = ".") -> Path:
     if "DVC_STAGE" not in os.environ:
         os.chdir(ROOT / profile)
     return Path.cwd()
-
-
-def note_timing(name: str, seconds: Mapping[str, float]) -> None:
-    """Keep measured times (s) in `.run/timings/<name>.json`, outside the outputs, which must not vary."""
-    folder = Path(".run/timings")
-    folder.mkdir(parents=True, exist_ok=True)
-    rounded = {key: round(value, 3) for key, value in seconds.items()}
-    (folder / f"{name}.json").write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
