@@ -34,7 +34,7 @@ data: $(READY) # the photos, from the store inside the repository
 model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
 	@[ -e init/published/llicm.safetensors ] || $(DVC) pull -q init/published.dvc
 
-repro: data ## run the default study (whatever is not up to date); goes on after an interruption
+repro: data model ## run the default study (whatever is not up to date); goes on after an interruption
 	@.venv/bin/python -m llicm.study.mend
 	$(DVC) repro
 	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."

@@ -69,11 +69,16 @@ ABLATION = (
 )  # fmt: skip
 
 
-# Marker in the README -> file in results/tables.
 # marker in the README -> file below results/
+_BOTH = ("headline", "abnormal", "disagreements", "ablation", "recognition")
 README_TABLES = {
-    name: f"tables/{name}.md" for name in ("headline", "abnormal", "disagreements", "extra", "ablation", "recognition")
-} | {"results": "tables/readme.md"}
+    **{name: f"tables/{name}.md" for name in _BOTH},
+    "results": "tables/readme.md",
+    "extra": "tables/extra.md",
+    # of the published study
+    **{f"study-{name}": f"study/tables/{name}.md" for name in (*_BOTH, "headline_prefilter", "specialists")},
+    "study-results": "study/tables/readme.md",
+}
 
 
 def mean_points(records: pd.DataFrame) -> pd.DataFrame:

@@ -318,17 +318,17 @@ def _files(made: Path, there: Path) -> Iterator[tuple[str, str | None, str | Non
 
 
 def _weights(pipeline: Pipeline) -> Iterator[Finding]:
-    """The file that `llicm` loads must be what the release stage made of the arm that params.yaml names."""
+    """The released model must be what the release stage made of the arm that params.yaml names."""
     import torch
-    from safetensors.torch import load_file
 
+    from llicm.framework import load_part
     from llicm.model import DEFAULT_MODEL, load_model
     from llicm.study.params import load
 
     path = pipeline.folder / DEFAULT_MODEL
     maker = pipeline.producer(path)
     if maker is None or not path.is_file():
-        yield Finding("weights", DEFAULT_MODEL.as_posix(), "the default model", "nothing there", "run `make model`")
+        yield Finding("weights", DEFAULT_MODEL.as_posix(), "the released model", "nothing there", "run `dvc repro`")
         return
     arm = pipeline.folder / "artifacts" / "models" / load(pipeline.folder / "params.yaml")["release"]["models"]
     try:
@@ -340,7 +340,11 @@ def _weights(pipeline: Pipeline) -> Iterator[Finding]:
         file = arm / f"{kind}.safetensors"
         if not file.is_file():
             continue  # `hashes` tells
-        state, trained = getattr(system, kind).state_dict(), load_file(file)
+        try:
+            trained = load_part(kind, file).state_dict()
+        except UserError:
+            continue  # likewise
+        state = getattr(system, kind).state_dict()
         differing = [n for n, v in trained.items() if n not in state or not torch.equal(state[n], v.to(state[n].dtype))]
         if differing or set(trained) != set(state):
             name = differing[0] if differing else sorted(set(state) ^ set(trained))[0]
