@@ -87,7 +87,9 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
     given = budgets(params["families"], params["arms"], training).set_index("method").loc[METHODS[name]]
     counts = sorted({int(given[f"{part}_updates"]) for part in ("codec", "restorer") if name in (part, "llicm")})
     trained = next(s for s in pipeline.stages if s.folder == pipeline.folder and s.name.split("@")[-1] == arm)
-    ran = run_of(trained, pipeline.root)
+    ran, machine = run_of(trained, pipeline.root), "not recorded"
+    if ran:
+        machine = f"{ran['platform']}, torch {ran['libraries']['torch']}, threads: {params['threads']}"
     photos, terms = _photos(pipeline)
     profile = pipeline.folder.relative_to(pipeline.root).as_posix()
     count = sum(tensor.numel() for key, tensor in load_tensors(data).items() if not key.endswith("@unit"))
@@ -106,8 +108,7 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
         updates=" and ".join(f"{n:,}" for n in counts),
         batch=training["batch"], crop=training["crop"], lr=training["lr"],
         loss=_loss(spec["objective"]),
-        seconds=f"{ran['seconds'] / 60:.0f} minutes in {params['threads']} thread(s)" if ran else "not recorded",
-        machine=f"{ran['platform']}, torch {ran['libraries']['torch']}" if ran else "not recorded",
+        machine=machine,
         profile=profile, commit=git(pipeline.root, "rev-parse", "HEAD") or "not in git",
         measured=_measured(name, records, params), stage=stage.name,
     )  # fmt: skip
