@@ -73,6 +73,7 @@ FAMILIES = {  # family -> colour, marker
     "rdo": ("#009E73", "^"),
     "adapted": ("#CC79A7", "v"),
     "llicm": ("#D55E00", "D"),
+    "llicm-prefilter": ("#7A2E00", "D"),
     "irsde": ("#0072B2", "P"),
     "llicm-irsde": ("#000000", "X"),
     "jpeg2000": ("#A08F00", "h"),
@@ -166,7 +167,7 @@ def rate_perception(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     references: Mapping[str, Mapping[str, float]] | None = None,
-    highlight: str = "llicm",
+    highlight: Sequence[str] = ("llicm", "llicm-prefilter"),
     columns: int = 3,
 ) -> Figure:
     """Rate-perception curves, one panel a task: mean metric against mean rate, with every measured point.
@@ -179,7 +180,7 @@ def rate_perception(
             not measured on a task is left out of its panel.
         references: horizontal lines: label -> task -> value. By default the uncompressed methods of the
             records (the degraded input itself, or restored without a codec).
-        highlight: the method drawn with a thicker line.
+        highlight: the methods drawn with a thicker line.
         columns: panels in a row.
 
     Returns:
@@ -206,7 +207,7 @@ def rate_perception(
         for method in methods:
             if (method, task) in curves:
                 curve = curves[method, task]
-                extra = {"linewidth": 2.6, "markersize": 6, "zorder": 4} if method == highlight else {}
+                extra = {"linewidth": 2.6, "markersize": 6, "zorder": 4} if method in highlight else {}
                 axis.plot(curve.bpp, curve.value, **(styles[method] | extra))
         axis.set_title(task)
         if logarithmic:
@@ -218,7 +219,7 @@ def rate_perception(
         else:
             axis.set_xlim(left=0)
     handles = [
-        Line2D([], [], label=method_label(m), **(styles[m] | ({"linewidth": 2.6} if m == highlight else {})))
+        Line2D([], [], label=method_label(m), **(styles[m] | ({"linewidth": 2.6} if m in highlight else {})))
         for m in methods
     ] + [
         Line2D([], [], color=colour, linestyle=dashes, linewidth=1.0, label=label)
