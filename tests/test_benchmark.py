@@ -69,7 +69,7 @@ def test_other_photos_go_through_every_method(study, monkeypatch, capsys):
     assert set(records["metric"]) == {"psnr", "piqe", "kept", "bpp_estimated"}
     about = json.loads((study / "out/about.json").read_text())
     assert about["photos"] == "others" and len(about["images"]) == 2 and "llicm/codec.safetensors" in about["models"]
-    for name in ("bd_rate.csv", "bd_rate.md", "headline.tex", "abnormal.csv", "rate_perception_psnr.png"):
+    for name in ("bd_rate.csv.gz", "bd_rate.md", "headline.tex", "abnormal.csv.gz", "rate_perception_psnr.png"):
         assert (study / "out" / name).stat().st_size
     # again: everything is there already but for the scratch, and the same bytes come out
     before = (study / "out/records.csv.gz").read_bytes()

@@ -297,11 +297,11 @@ def test_headline_against_the_strongest(records, table):
 def test_all_tables_are_written(records, tmp_path):
     table = write_comparisons(records, ["psnr"], ["llicm", "jpeg", "rdo>restorer"], TASKS, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"bd_rate.csv", "bd_rate.md", "interpolations.csv", "headline.tex", "abnormal.md"} <= names
+    assert {"bd_rate.csv.gz", "bd_rate.md", "interpolations.csv.gz", "headline.tex", "abnormal.md"} <= names
     rows = table[table["anchor"] == "rdo>restorer"]
     assert (rows["bd_rate_low"] <= -49.99).all() and (rows["defined_rate"] == 1).all()
     assert "| rdo → restorer | -50.0% [-50.0, -50.0] |" in full_markdown(table, TASKS)
-    assert "0 of 3" in abnormal_markdown(pd.read_csv(tmp_path / "abnormal.csv"), TASKS)
+    assert "0 of 3" in abnormal_markdown(pd.read_csv(tmp_path / "abnormal.csv.gz"), TASKS)
 
 
 def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):

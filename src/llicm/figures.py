@@ -115,7 +115,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int, palette: bool
     data = png(figure, dpi, palette and Path(path).suffix == ".png")
     if Path(path).suffix == ".jpg":
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=88, subsampling=0)
+        Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=80)
         data = buffer.getvalue()
     write_atomically(path, data)
 

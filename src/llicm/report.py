@@ -172,7 +172,7 @@ def write_comparisons(
 ) -> pd.DataFrame:
     """Write all tables that follow from records alone; returns that of BD-rates, with the intervals of LL-ICM's.
 
-    ``bd_rate.csv``, ``bd_rate.md``, ``interpolations.csv``, ``abnormal.csv``, ``abnormal.md``, and if
+    ``bd_rate.csv.gz``, ``bd_rate.md``, ``interpolations.csv.gz``, ``abnormal.csv.gz``, ``abnormal.md``, and if
     there is a baseline ``headline.csv``, ``.md`` and ``.tex`` (of LL-ICM with a prefilter: ``headline_prefilter``),
     ``disagreements.csv`` and ``.md``.
 
@@ -182,7 +182,8 @@ def write_comparisons(
     out.mkdir(parents=True, exist_ok=True)
 
     def put(table: pd.DataFrame, name: str) -> None:
-        table.to_csv(out / name, index=False, float_format="%.6g")
+        packed = {"method": "gzip", "mtime": 0} if name.endswith(".gz") else None
+        table.to_csv(out / name, index=False, float_format="%.6g", compression=packed)
 
     tests = [name for name in (TEST, DIFFUSION[0], PREFILTER[0]) if name in methods]
     table = bd_table(records, metrics, tests, methods, tasks)
@@ -199,13 +200,13 @@ def write_comparisons(
         write_atomically(out / f"{name}.tex", headline_latex(best).encode())
     if TEST in forms:
         write_atomically(out / "bd_rate.md", full_markdown(table, tasks).encode())
-        put(interpolations(records, metrics, TEST, methods, tasks), "interpolations.csv")
+        put(interpolations(records, metrics, TEST, methods, tasks), "interpolations.csv.gz")
         conflicts = disagreements(table)
         put(conflicts, "disagreements.csv")
         write_atomically(out / "disagreements.md", disagreements_markdown(conflicts).encode())
-    put(table, "bd_rate.csv")
+    put(table, "bd_rate.csv.gz")
     fallen = abnormal(records, metrics, tasks, methods)
-    put(fallen, "abnormal.csv")
+    put(fallen, "abnormal.csv.gz")
     write_atomically(out / "abnormal.md", abnormal_markdown(fallen, tasks).encode())
     return table
 
@@ -271,7 +272,7 @@ def full_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
         "# LL-ICM against every method",
         "",
         "Negative BD-rate: LL-ICM needs fewer bits for the same quality. Positive BD-quality: LL-ICM is better at the "
-        "same rate. In brackets 95% bootstrap intervals over the test images. n/a: undefined; `bd_rate.csv` has the "
+        "same rate. In brackets 95% bootstrap intervals over the test images. n/a: undefined; `bd_rate.csv.gz` has the "
         "reason, the overlap of the ranges, and whether the curves rise.",
     ]
     for metric in dict.fromkeys(table["metric"]):
