@@ -16,9 +16,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def clone(small_clone):
+def clone(small_clone, tmp_path):
+    """The small pipeline, from which nothing was published yet; the weights it had are put back afterwards."""
+    out = small_clone.folder / "init" / "published"
+    out.rename(tmp_path / "published")
     yield small_clone
-    shutil.rmtree(small_clone.folder / "init" / "published", ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    (tmp_path / "published").rename(out)
 
 
 def test_weights_cards_and_lineage(clone):

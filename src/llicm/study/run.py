@@ -18,6 +18,10 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[2]
 sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is installed
 
+# jsonschema, which nbformat uses, then does without checking IRIs, of which a notebook has none: to build the grammar
+# takes longer than all else that the runner imports
+sys.modules.setdefault("rfc3987_syntax", None)
+
 import ast  # noqa: E402
 import contextlib  # noqa: E402
 import fcntl  # noqa: E402
@@ -125,10 +129,13 @@ def inputs(name: str):
     Returns:
         The DVC stage, and {"deps": path -> md5, "params": dotted name -> value}.
     """
+    from dvc.dvcfile import load_file
     from dvc.repo import Repo
 
     with Repo() as repo:
-        stage = repo.stage.load_one("dvc.yaml", name=name)
+        file = load_file(repo, "dvc.yaml")
+        file.lockfile_contents = {}  # what an earlier run recorded plays no part, and takes DVC a second to read
+        stage = file.stages[name]
         files, values = {}, {}
         for dependency in stage.deps:
             if hasattr(dependency, "params"):
