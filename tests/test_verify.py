@@ -2,6 +2,7 @@
 """`make verify`: the comparison of hashes, and a real regeneration of a small study from its commit."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -35,6 +36,32 @@ def test_what_cannot_be_verified(tmp_path, capfd):
         verify(tmp_path, "smoke")
     with pytest.raises(UserError, match="is there already; name a new folder"):
         verify(tmp_path, keep=tmp_path)
+
+
+@pytest.mark.slow
+def test_every_input_in_dvc_is_fetched(tmp_path):
+    """Also those in subfolders: the default study starts from init/published."""
+    root = tmp_path / "repository"
+    (root / "init").mkdir(parents=True)
+    dvc = [sys.executable, "-m", "dvc"]
+
+    def call(*command):
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+    call("git", "init", "-q")
+    call(*dvc, "init", "-q")
+    call(*dvc, "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    for name in ("data", "init/weights"):
+        (root / name).write_text(name)
+        call(*dvc, "add", "-q", name)
+    (root / "dvc.yaml").write_text(
+        "stages: {join: {cmd: cat data init/weights > joined, deps: [data, init/weights], outs: [joined]}}\n"
+    )
+    call(*dvc, "repro", "-q")
+    call(*dvc, "push", "-q")
+    call("git", "add", "-A")
+    call("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a")
+    assert verify(root) == ([], 1)
 
 
 @pytest.mark.slow

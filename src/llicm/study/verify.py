@@ -83,7 +83,7 @@ def verify(
             print(f"note: {lock} is not committed; that of the work tree is verified", file=sys.stderr)
             (clone / lock).write_bytes((root / lock).read_bytes())
         published = outputs(Pipeline(clone, profile))
-        call(python, "-m", "dvc", "pull", "-q", "data.dvc")
+        call(python, "-m", "dvc", "pull", "-q", *git(clone, "ls-files", "*.dvc").splitlines())
         # Forced: DVC would skip a stage whose outputs it finds in a cache that the user has set for all repositories.
         call(python, "-m", "dvc", "repro", "-f", f"profiles/{profile}/dvc.yaml" if profile else "dvc.yaml")
         made = Pipeline(clone, profile)
