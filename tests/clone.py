@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from llicm.study.lineage import git
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "profiles/smoke/dvc.yaml"
 
@@ -75,7 +77,7 @@ class Clone:
     def make(self) -> None:
         """Run the smoke profile."""
         # all that is in git as a hash, from the store inside the repository: no network
-        self.dvc("pull", "-q", "data.dvc", "init/published.dvc")
+        self.dvc("pull", "-q", *git(self.folder, "ls-files", "*.dvc").splitlines())
         self.dvc("repro", SMOKE)
 
     def stale(self) -> dict:
