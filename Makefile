@@ -35,12 +35,12 @@ model: $(READY) ## the published weights, which the command `llicm` uses, from t
 	@[ -e init/published/llicm.safetensors ] || $(DVC) pull -q init/published.dvc
 
 repro: data model ## run the default study (whatever is not up to date); goes on after an interruption
-	@.venv/bin/python -m llicm.study.mend
+	@.venv/bin/python -m llicm.provenance.repair_lock
 	$(DVC) repro
 	@$(DVC) status -q dvc.yaml && echo "The default study is up to date: see results/ and executed/."
 
 verify: $(READY) ## regenerate the last commit's study from scratch in a temporary clone and compare all hashes (PROFILE=smoke: a profile's)
-	.venv/bin/python -m llicm.study.verify $(if $(PROFILE),--profile "$(PROFILE)") $(if $(KEEP),--keep "$(KEEP)")
+	.venv/bin/python -m llicm.provenance.verify $(if $(PROFILE),--profile "$(PROFILE)") $(if $(KEEP),--keep "$(KEEP)")
 
 test: data ## lint, unit tests, and the whole pipeline on the smoke profile
 	.venv/bin/python -m ruff check .
@@ -51,13 +51,13 @@ lab: data ## open JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks
 
 readme: $(READY) ## copy the published result tables into the README
-	.venv/bin/python -m llicm.report
+	.venv/bin/python -m llicm.report.tables
 
 report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
-	.venv/bin/python -m llicm.study.site report
+	.venv/bin/python -m llicm.provenance.site report
 
 smoke: data ## run the smoke profile in place (some 5 minutes)
-	@.venv/bin/python -m llicm.study.mend profiles/smoke
+	@.venv/bin/python -m llicm.provenance.repair_lock profiles/smoke
 	$(DVC) repro profiles/smoke/dvc.yaml
 
 bench: data model ## time encode, decode and enhance beside compressai's models (docs/speed.md)

@@ -20,9 +20,9 @@ from llicm.benchmark.records import mean_curves, read_records, write_records
 from llicm.data.catalogue import folder_of
 from llicm.data.pairs import stable_seed
 from llicm.degradations import linear_to_srgb, srgb_to_linear
-from llicm.figures import method_label, rate_perception, save_figure
+from llicm.report.figures import method_label, rate_perception, save_figure
 from llicm.images import list_images, quantize8, read_image, write_png
-from llicm.study.params import load
+from llicm.pipeline.parameters import load
 
 PUBLISHED = "ECCV 2022"
 # level -> standard deviations of read noise and of shot noise at linear value 1

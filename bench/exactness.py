@@ -20,12 +20,13 @@ from common import ROOT, photos, table, write_page
 from torch.nn import functional as F
 
 from llicm.benchmark.bdrate import bd
-from llicm.codec import integer, learned
+from llicm import integer
+from llicm.codec import mean_scale as learned
 from llicm.codec.bitstream import unpack
 from llicm.data.corpus import load_photos
-from llicm.data.show import psnr
+from llicm.report.show import psnr
 from llicm.model import load_model
-from llicm.study import params
+from llicm.pipeline import parameters as params
 
 LEVELS = (0, 1.5, 3, 4)
 SETTINGS = {
@@ -88,7 +89,7 @@ def settings_table() -> str:
 
 def train(values: dict, updates: int | None, exact: bool) -> torch.nn.Module:
     """The study's RDO codec, or the same with a float hyper-synthesis."""
-    from llicm.training import train_arm
+    from llicm.training.loop import train_arm
 
     kept = integer.IntegerConv.integers, learned.activate
     if not exact:

@@ -135,7 +135,7 @@ def main() -> None:
             bad.write_bytes(cases[-1])
             started = time.perf_counter()
             ran = subprocess.run(
-                [sys.executable, "-m", "llicm.cli", "decompress", str(bad), "-o", str(Path(folder, "bad.png"))],
+                [sys.executable, "-m", "llicm.cli.study", "decompress", str(bad), "-o", str(Path(folder, "bad.png"))],
                 capture_output=True, text=True, cwd=ROOT,
             )  # fmt: skip
             rows.append({

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["llicm.codec"]):
     import torch
 
     from llicm.codec.bitstream import unpack
-    from llicm.codec.learned import make_codec
+    from llicm.codec.mean_scale import make_codec
     from llicm.errors import BitstreamError
 
 torch.manual_seed(0)

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llicm.benchmark.abnormal import COLUMNS, abnormal
+from llicm.benchmark.non_monotone import COLUMNS, abnormal
 
 
 def records(curves, metric="psnr", images=6, spread=0.3, seed=0):

@@ -10,13 +10,13 @@ from ruamel.yaml import YAML
 
 from llicm import cli
 from llicm.benchmark.records import read_records
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.data import catalogue as catalogue_module
 from llicm.errors import UserError
 from llicm.framework import save_part
 from llicm.images import write_png
-from llicm.restore.registry import make_restorer
-from llicm.study.benchmark import run_benchmark
+from llicm.registry import make_restorer
+from llicm.pipeline.benchmark import run_benchmark
 
 
 def photo(seed, size=(176, 200)):
@@ -93,8 +93,8 @@ def test_a_set_that_overlaps_the_training_set_is_refused(study, tmp_path, monkey
 
     sets = {"ours": entry("ours", study / "data" / "train"), "theirs": entry("theirs", study / "others")}
     monkeypatch.setattr(catalogue_module, "catalogue", lambda: sets)
-    monkeypatch.setattr("llicm.study.benchmark.catalogue", lambda: sets)
-    monkeypatch.setattr("llicm.study.benchmark.overlap", lambda a, b: "they share a photo" if a != b else None)
+    monkeypatch.setattr("llicm.pipeline.benchmark.catalogue", lambda: sets)
+    monkeypatch.setattr("llicm.pipeline.benchmark.overlap", lambda a, b: "they share a photo" if a != b else None)
     catalogue_module.add("theirs", study / "others", tmp_path)
     with pytest.raises(UserError, match="theirs: the study was trained on ours: they share a photo"):
         run_benchmark("theirs", tmp_path / "out", root=study, datasets=tmp_path)

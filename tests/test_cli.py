@@ -16,12 +16,12 @@ from torch import nn
 from llicm import cli
 from llicm.benchmark.records import read_records
 from llicm.codec.bitstream import Bitstream, pack, unpack
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.images import quantize8, read_image, write_png
-from llicm.restore.registry import make_restorer
+from llicm.registry import make_restorer
 from llicm.vlm.checkpoint import load_daclip, official_names
 from llicm.vlm.daclip import make_daclip
 
@@ -395,7 +395,7 @@ def test_too_little_memory(here, model, small, monkeypatch, capsys, error):
 def test_standard_output_that_takes_nothing(here):
     """In a process of its own, for what Python does at its end."""
     Path("stream.llicm").write_bytes(pack(Bitstream(b"abcd", 8, 8, 1.0, b"xyz")))
-    command = [sys.executable, "-m", "llicm.cli", "inspect", "stream.llicm"]
+    command = [sys.executable, "-m", "llicm.cli.study", "inspect", "stream.llicm"]
     with open("/dev/full", "wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1
@@ -571,7 +571,7 @@ def test_version(capsys):
 def test_quick_commands_do_not_load_torch(here):
     """Help, and what tells about a file without decoding it."""
     code = (
-        "import sys; from llicm.cli import main; from llicm.codec.bitstream import Bitstream, pack;"
+        "import sys; from llicm.cli.study import main; from llicm.codec.bitstream import Bitstream, pack;"
         "open('x.llicm', 'wb').write(pack(Bitstream(b'abcd', 8, 8, 1.0, b'xyz')));"
         "assert [main(['--help']), main(['compress', '-h']), main(['inspect', 'x.llicm'])] == [0, 0, 0];"
         "sys.exit(str(sorted({'torch', 'numpy', 'pandas', 'PIL', 'open_clip'} & set(sys.modules))))"

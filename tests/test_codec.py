@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llicm.codec.bitstream import pack, unpack
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import BitstreamError, UserError
 from llicm.framework import load_part, save_part
 from llicm.objectives import bits_per_pixel

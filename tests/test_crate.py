@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from llicm import cli
 from llicm.errors import UserError
-from llicm.study.crate import METADATA, export_crate
-from llicm.study.lineage import digest
+from llicm.provenance.crate import METADATA, export_crate
+from llicm.provenance.lineage import digest
 
 PROFILE = "provenance-run-crate-0.5"  # with what it builds on: RO-Crate 1.1, Workflow RO-Crate, the other Run Crates
 # The context of RO-Crate 1.1, as far as it is used; the validator refuses every other term.

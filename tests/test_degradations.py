@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from llicm.data.show import psnr
+from llicm.report.show import psnr
 from llicm.degradations import (
     DEGRADATIONS,
     LEVELS,

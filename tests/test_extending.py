@@ -15,7 +15,7 @@ SECTIONS = dict(re.findall(r"^## A (\w+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/exten
 PARAMS = """
 import sys
 from ruamel.yaml import YAML
-from llicm.study.params import validate
+from llicm.pipeline.parameters import validate
 values, more = (YAML(typ="safe").load(open(path)) for path in sys.argv[1:3])
 for key, value in more.items():
     values[key] = values[key] | value if isinstance(value, dict) else value
@@ -59,7 +59,7 @@ assert 0 < small.bpp < large.bpp and large.output.shape == (3, 64, 80)
 import tempfile, torch
 from pathlib import Path
 from llicm.framework import LLICM, load_part, save_part
-from llicm.restore.registry import make_restorer
+from llicm.registry import make_restorer
 import llicm.restore
 restorer = make_restorer("dncnn", width=8, context=None)
 LLICM(None, restorer)(torch.rand(1, 3, 33, 41)).enhanced.sum().backward()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llicm import figures
+from llicm.report import figures
 from llicm.benchmark.bdrate import bd_table, headline
 from llicm.errors import UserError
 

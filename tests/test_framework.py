@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.framework import LLICM
 from llicm.restore.direct import make_restorer
 from llicm.vlm.context import Context

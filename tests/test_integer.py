@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from llicm.codec.integer import ACTIVATION_UNIT, IntegerConv, activate
-from llicm.codec.learned import HYPER_LIMIT, make_codec
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
+from llicm.codec.mean_scale import HYPER_LIMIT, make_codec
 
 # Decodes one file in another process, whose settings differ, and prints hashes of what the coder depends on. The
 # latent's residuals must be the same to the bit; the picture may differ by what float sums differ.

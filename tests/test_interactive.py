@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pandas as pd
 
-from llicm import diagrams
-from llicm.figures import png
-from llicm.interactive import curves_page
+from llicm.report import diagrams
+from llicm.report.figures import png
+from llicm.report.interactive import curves_page
 
 
 def records():

@@ -14,7 +14,7 @@ import time
 import pytest
 from clone import SMOKE
 
-from llicm.study.audit import audit
+from llicm.provenance.audit import audit
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_while_dvc_writes_its_lock_file(clone):
     lock = clone.lock
     again(clone, "release")  # the runner keeps a copy
     (clone.profile / "dvc.lock").write_bytes(lock[: int(0.9 * len(lock))])
-    command = clone.command("llicm.study.mend", "profiles/smoke")
+    command = clone.command("llicm.provenance.repair_lock", "profiles/smoke")
     command["env"]["PYTHONPATH"] = str(clone.folder / "src")
     mended = subprocess.run(**command, capture_output=True, text=True)
     assert "profiles/smoke/dvc.lock was cut short by an interruption; put back from" in mended.stderr

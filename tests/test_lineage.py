@@ -9,11 +9,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from llicm import cli
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
 from llicm.framework import save_part
-from llicm.study.audit import audit
-from llicm.study.lineage import Pipeline, digest, survey, to_dot, trace
+from llicm.provenance.audit import audit
+from llicm.provenance.lineage import Pipeline, digest, survey, to_dot, trace
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_the_command(repository, monkeypatch, capsys):
 
 
 def test_numbers_of_the_readme(repository):
-    from llicm.report import README_TABLES
+    from llicm.report.tables import README_TABLES
 
     text = ""
     for name, file in README_TABLES.items():

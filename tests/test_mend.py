@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from llicm.study import mend
-from llicm.study.mend import keep_lock, mend_lock
+from llicm.provenance import repair_lock as mend
+from llicm.provenance.repair_lock import keep_lock, mend_lock
 
 NAMES = ["code", "train@a", "evaluate@b"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part, save_part
 from llicm.images import quantize8

@@ -7,12 +7,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part, save_part
 from llicm.images import quantize8
 from llicm.model import PUBLISHED_MODEL, default_model, load_model, save_model
-from llicm.restore.registry import make_restorer
+from llicm.registry import make_restorer
 from llicm.vlm.guide import Guide, Oracle
 
 

@@ -6,11 +6,11 @@ import copy
 import pytest
 import torch
 
-from llicm.codec.integer import IntegerConv
-from llicm.codec.learned import make_codec
+from llicm.integer import IntegerConv
+from llicm.codec.mean_scale import make_codec
 from llicm.framework import load_part, save_part
-from llicm.packing import pack, round_parameters, unpack
-from llicm.restore.registry import make_restorer
+from llicm.weights import pack, round_parameters, unpack
+from llicm.registry import make_restorer
 
 
 @pytest.fixture

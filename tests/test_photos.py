@@ -8,7 +8,7 @@ from PIL import Image
 
 from llicm.errors import UserError
 from llicm.images import quantize8, read_image
-from llicm.photos import (
+from llicm.cli.files import (
     FORMATS,
     Job,
     check_target,

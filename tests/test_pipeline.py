@@ -14,8 +14,8 @@ from clone import ROOT, SMOKE, Clone
 
 from llicm.benchmark.probes import PROBES
 from llicm.benchmark.records import read_records
-from llicm.study import params
-from llicm.study.audit import audit
+from llicm.pipeline import parameters as params
+from llicm.provenance.audit import audit
 
 EVALUATIONS = {f"evaluate@{family}" for family in params.load(ROOT / "profiles/smoke/params.yaml")["families"]}
 

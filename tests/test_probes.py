@@ -4,7 +4,7 @@ import torch
 
 from llicm.benchmark.metrics import make_metrics, metric_info
 from llicm.benchmark.probes import estimated_bpp, kept_energy
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 from llicm.errors import UserError
 from llicm.framework import load_part
 from llicm.model import load_model
-from llicm.study.publish import PARTS, publish
+from llicm.pipeline.publish import PARTS, publish
 
 pytestmark = pytest.mark.slow
 

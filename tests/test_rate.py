@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.codec.rate import compress_to
 from llicm.errors import UserError
 

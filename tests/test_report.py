@@ -9,11 +9,11 @@ import torch
 
 from llicm.benchmark.bdrate import bd_table
 from llicm.benchmark.records import write_records
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
 from llicm.framework import save_part
-from llicm.report import (
+from llicm.report.tables import (
     README_TABLES,
     ablation,
     ablation_markdown,
@@ -45,7 +45,7 @@ from llicm.report import (
     write_timing,
 )
 from llicm.restore.direct import make_restorer
-from llicm.study.params import load
+from llicm.pipeline.parameters import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llicm.codec.bitstream import unpack
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import BitstreamError
 
 

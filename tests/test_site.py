@@ -15,10 +15,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from llicm.errors import UserError
-from llicm.study import site
-from llicm.study.graph import draw
-from llicm.study.lineage import digest
-from llicm.study.site import build_site
+from llicm.provenance import site
+from llicm.provenance.graph import draw
+from llicm.provenance.lineage import digest
+from llicm.provenance.site import build_site
 
 ODD = "odd #1 50% <b> & 'c'"  # in the name of a picture
 EVIL = "<script>alert(1)</script>"
@@ -369,7 +369,7 @@ def test_a_drawing_does_not_depend_on_the_order_of_sets():
     code = f"d = draw({STAGES}, {INPUTS}); print(d.arrows, [vars(box) for box in d.boxes])"
     drawn = {
         subprocess.run(
-            [sys.executable, "-c", f"from llicm.study.graph import draw; {code}"],
+            [sys.executable, "-c", f"from llicm.provenance.graph import draw; {code}"],
             capture_output=True, text=True, check=True,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(site.__file__).parents[2])},
         ).stdout

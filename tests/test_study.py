@@ -20,9 +20,11 @@ import nbformat
 import pytest
 import torch
 
-from llicm import study
+from llicm import pipeline as study
 from llicm.errors import DiskFullError, UserError
-from llicm.study import clean, params, run
+from llicm.pipeline import code as clean
+from llicm.pipeline import parameters as params
+from llicm.pipeline import run
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -48,7 +50,7 @@ stages:
   work:
     foreach: ${families}
     do:
-      cmd: python ${root}/src/llicm/study/run.py
+      cmd: python ${root}/src/llicm/pipeline/run.py
       deps: [1_work.ipynb, "${root}/src/tool.py"]
       params: [seed, threads, "families.${key}"]
       outs: ["out/${key}", "executed/1_work-${key}.ipynb"]
@@ -80,7 +82,7 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         package = folder / "src/llicm"
-        shutil.copytree(ROOT / "src/llicm/study", package / "study", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "src/llicm/pipeline", package / "study", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("__init__.py", "errors.py", "files.py"):
             shutil.copy(ROOT / "src/llicm" / name, package)
         for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
@@ -119,7 +121,7 @@ class Project:
         return subprocess.run(**self.runner(stage), capture_output=True, timeout=120)
 
     def runner(self, stage="work@a"):
-        script = str(self.folder / "src/llicm/study/run.py")
+        script = str(self.folder / "src/llicm/pipeline/run.py")
         return self.command(sys.executable, script, DVC_STAGE=stage)
 
     def executed(self, name="a"):
@@ -380,7 +382,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(project):
         cut += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        mended = subprocess.run(**project.command(sys.executable, "-m", "llicm.study.mend", PYTHONPATH="src"))
+        mended = subprocess.run(**project.command(sys.executable, "-m", "llicm.provenance.repair_lock", PYTHONPATH="src"))
         result = project.dvc("repro")
         assert mended.returncode == result.returncode == 0, result.stderr
         assert (project.folder / "dvc.lock").read_bytes() == lock, f"killed after {moment}% of {whole:.1f} s"
@@ -656,7 +658,7 @@ def test_a_checkpoint_that_finds_no_room_ends_the_training_and_leaves_the_last_o
 
 def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_last_one(tmp_path):
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom llicm import study\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom llicm import pipeline as study\n"
         "scratch = study.Scratch('x', {}, code=[], root=sys.argv[1])\nscratch.save({'step': 1})\n"
         "def cut(self, data):\n    open(self, 'wb').write(data[:100])\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "Path.write_bytes = cut\nscratch.save({'step': 2})"

@@ -12,7 +12,7 @@ import pytest
 from llicm import cli
 from llicm.benchmark.records import write_records
 from llicm.errors import UserError
-from llicm.study.tolerance import compare, findings
+from llicm.provenance.tolerance import compare, findings
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llicm.cli import main
+from llicm.cli.study import main
 from llicm.data.dead_leaves import dead_leaves
 from llicm.errors import UserError
 from llicm.images import write_png
-from llicm.study.params import load
-from llicm.study.train import change
+from llicm.pipeline.parameters import load
+from llicm.pipeline.train import change
 
 SMOKE = Path(__file__).resolve().parents[1] / "profiles/smoke/params.yaml"
 SHORT = ["training.trunk=3", "training.branch=2", "training.warmup=1", "training.log_every=1", "photos=photos"]

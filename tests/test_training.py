@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.data.stream import PairStream
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.objectives import DISTANCES, distance
 from llicm.restore.direct import make_restorer
-from llicm.training import Objective, Trainer, Transcoder, learning_rate, restorer_context, train_arm
+from llicm.training.loop import Objective, Trainer, Transcoder, learning_rate, restorer_context, train_arm
 from llicm.vlm.clip import degradation_text
 from llicm.vlm.context import Context
 from llicm.vlm.guide import Guide, Oracle

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from llicm.errors import UserError
-from llicm.study.params import load
-from llicm.study.tolerance import compare as compare_numbers
-from llicm.study.tolerance import findings
-from llicm.study.verify import compare, main, verify
+from llicm.pipeline.parameters import load
+from llicm.provenance.tolerance import compare as compare_numbers
+from llicm.provenance.tolerance import findings
+from llicm.provenance.verify import compare, main, verify
 
 PUBLISHED = {("train@a", "artifacts/a"): "1", ("figures", "results/figures"): "2"}
 

@@ -22,12 +22,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from llicm.codec.learned import make_codec
+from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.images import quantize8
-from llicm.packing import pack, unpack
-from llicm.restore.registry import make_restorer
+from llicm.weights import pack, unpack
+from llicm.registry import make_restorer
 from llicm.vlm.context import Context
 from llicm.vlm.guide import Guide, Oracle
 
@@ -183,7 +183,7 @@ _MAKERS = {"codec": make_codec, "restorer": make_restorer, "prefilter": make_res
 def save_part(module: nn.Module, path: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a codec or restorer as safetensors with its configuration, atomically and with stable bytes.
 
-    Trained parameters are rounded (see `llicm.packing`): the weights that the study measures are then just those that
+    Trained parameters are rounded (see `llicm.weights`): the weights that the study measures are then just those that
     it hands out.
 
     Args:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.framework import LLICM, make_part
-from llicm.packing import halve, pack, unpack
+from llicm.weights import halve, pack, unpack
 from llicm.vlm.clip import WORDS, degradation_text
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.guide import Guide

@@ -21,7 +21,7 @@ PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂"}
 @torch.no_grad()
 def estimated_bpp(codec: nn.Module, x: Tensor, level: float) -> float:
     """Bits per pixel that a learned codec's likelihoods promise for X (3, H, W), without a header and a real coder."""
-    from llicm.codec.learned import STRIDE
+    from llicm.codec.mean_scale import STRIDE
 
     height, width = x.shape[1:]
     padded = F.pad(x[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")

@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from llicm.restore.registry import RESTORERS, make_restorer, register_restorer
+from llicm.registry import RESTORERS, make_restorer, register_restorer
 from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llicm.errors import UserError
-from llicm.restore.registry import register_restorer
+from llicm.registry import register_restorer
 from llicm.restore.sde import PREDICTIONS, MeanRevertingSDE
 from llicm.restore.tiling import tile_side, tiled
 from llicm.restore.unet import ConditionalUNet, Conditioning

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from llicm.codec.conventional import CONVENTIONAL
-from llicm.codec.learned import STRIDE
+from llicm.codec.mean_scale import STRIDE
 from llicm.data.stream import Batch, PairStream
 from llicm.degradations import CLEAN
 from llicm.errors import UserError
@@ -105,7 +105,7 @@ def train_mini(
         mini: see `mini_config`. data: group of params.yaml (dead leaves). steps: updates of CLIP and of the controller.
         batch: crops per update. lr: peak learning rate of AdamW. severity: (low, high) of training degradations.
         mixed: share of crops with two degradations. codec: see `compressed`.
-        checkpoint: see `llicm.study.scratch`; None to go without. checkpoint_every, log_every: in updates, the former
+        checkpoint: see `llicm.pipeline.checkpoint`; None to go without. checkpoint_every, log_every: in updates, the former
             a multiple of the latter.
 
     Returns:

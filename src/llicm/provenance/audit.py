@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.study.lineage import Pipeline, Stage, digest
+from llicm.provenance.lineage import Pipeline, Stage, digest
 
 __all__ = ["CHECKS", "Finding", "audit", "injected"]
 
@@ -202,7 +202,7 @@ def _compare(stage: Stage, name: str, before: dict, after: dict, pipeline: Pipel
         for statement in ast.parse("".join(cell["source"])).body
         if isinstance(statement, ast.Assign)
     }
-    from llicm.study.run import nest
+    from llicm.pipeline.run import nest
 
     locked = nest(stage.params)
     for key in sorted(set(given) | set(locked)):
@@ -227,7 +227,7 @@ def injected(cell: dict) -> bool:
 
 
 def _readme(pipeline: Pipeline) -> Iterator[Finding]:
-    from llicm.report import README_TABLES
+    from llicm.report.tables import README_TABLES
 
     if pipeline.folder != pipeline.root:
         return  # it shows the default study
@@ -295,7 +295,7 @@ def _figures(pipeline: Pipeline) -> Iterator[Finding]:
 _AGAIN = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
-from llicm.study import run
+from llicm.pipeline import run
 values = run.nest(json.load(sys.stdin))
 os.environ["DVC_STAGE"] = "figures"
 os.environ.update(run._environment(values))
@@ -323,7 +323,7 @@ def _weights(pipeline: Pipeline) -> Iterator[Finding]:
 
     from llicm.framework import load_part
     from llicm.model import DEFAULT_MODEL, load_model
-    from llicm.study.params import load
+    from llicm.pipeline.parameters import load
 
     path = pipeline.folder / DEFAULT_MODEL
     maker = pipeline.producer(path)

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 from llicm import __version__
 from llicm.errors import UserError
 from llicm.files import atomic_folder, atomic_path
-from llicm.study.lineage import Pipeline, Stage, digest, git, members, run_of, stage_texts
+from llicm.provenance.lineage import Pipeline, Stage, digest, git, members, run_of, stage_texts
 
 __all__ = ["export_crate"]
 
@@ -422,7 +422,7 @@ class _Study:
 
     def _values(self) -> dict[tuple[str, str], dict]:
         """Parameter values, by name and JSON text. Stages have one value of a parameter, unless not all were rerun."""
-        schema = json.loads(resources.files("llicm.study").joinpath("params.schema.json").read_text(encoding="utf-8"))
+        schema = json.loads(resources.files("llicm.pipeline").joinpath("params.schema.json").read_text(encoding="utf-8"))
         found: dict[tuple[str, str], dict] = {}
         seen = {(key, _text(value)): value for stage in self.stages for key, value in stage.params.items()}
         for name, text in sorted(seen):

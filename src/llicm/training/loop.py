@@ -357,16 +357,16 @@ def train_arm(
             (fewer than the study's, for a specialist), `codecs` (see `Transcoder`).
         photos: clean training photos (3, H, W). paired: ready-made training pairs by task, or None.
         data, codec, restorer, training: groups of params.yaml. vlm: folder of the vision-language model.
-        out: folder of this arm's weights. checkpoint: see `llicm.study.scratch`; None to go without.
+        out: folder of this arm's weights. checkpoint: see `llicm.pipeline.checkpoint`; None to go without.
         init: folder with published weights `<arm>.safetensors`, or None.
 
     Raises:
         UserError: unknown parts or distances, missing weights to start from, published weights of another size than
             the parameters want, or divergence.
     """
-    from llicm.codec.learned import make_codec
+    from llicm.codec.mean_scale import make_codec
     from llicm.framework import load_part, save_part
-    from llicm.restore.registry import make_restorer
+    from llicm.registry import make_restorer
 
     torch.manual_seed(seed)
     start, tasks = spec["start"] or {}, spec.get("tasks") or tasks

@@ -15,9 +15,9 @@ from llicm.data.corpus import load_photos
 from llicm.data.pairs import read_training_pairs
 from llicm.errors import UserError
 from llicm.files import write_atomically
-from llicm.study.params import load, validate
-from llicm.study.scratch import Scratch
-from llicm.training import train_arm
+from llicm.pipeline.parameters import load, validate
+from llicm.pipeline.checkpoint import Scratch
+from llicm.training.loop import train_arm
 
 __all__ = ["change", "train"]
 

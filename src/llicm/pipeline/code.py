@@ -17,7 +17,8 @@ import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
-from llicm.study import ROOT, params  # noqa: E402
+from llicm.pipeline import ROOT  # noqa: E402
+from llicm.pipeline import parameters as params  # noqa: E402
 
 __all__ = ["clean", "check_photos", "write_clean"]
 

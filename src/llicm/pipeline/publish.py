@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publish the weights of a trained study, each with a model card, for the command line and as a start of other studies.
 
-    python -m llicm.study.publish [--profile study] [--root FOLDER]
+    python -m llicm.pipeline.publish [--profile study] [--root FOLDER]
 
 They go to init/published, which `dvc add init/published` and `dvc push` then put into the store.
 """
@@ -17,9 +17,9 @@ from llicm.benchmark.records import read_records
 from llicm.data.catalogue import catalogue
 from llicm.errors import UserError
 from llicm.files import atomic_folder
-from llicm.report import budgets, restoration
-from llicm.study.lineage import Pipeline, Stage, git, run_of, trace
-from llicm.study.params import load
+from llicm.report.tables import budgets, restoration
+from llicm.provenance.lineage import Pipeline, Stage, git, run_of, trace
+from llicm.pipeline.parameters import load
 
 __all__ = ["PARTS", "publish"]
 
@@ -144,7 +144,7 @@ def _measured(name: str, records: pd.DataFrame, params: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llicm.study.publish", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m llicm.pipeline.publish", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="study", help="a folder below profiles/ (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository")
     arguments = parser.parse_args()

@@ -15,9 +15,9 @@ import pandas as pd
 
 from llicm.benchmark.records import read_records
 from llicm.errors import UserError
-from llicm.study.audit import Finding
-from llicm.study.lineage import committed
-from llicm.study.params import load
+from llicm.provenance.audit import Finding
+from llicm.provenance.lineage import committed
+from llicm.pipeline.parameters import load
 
 __all__ = ["TOLERANCES", "Row", "Tolerance", "as_text", "check", "compare", "findings"]
 

@@ -13,7 +13,7 @@ The transforms are a fixed block DCT and networks that correct it, without effec
 its coefficients and how fine they will be quantised, and attenuates each (in joint training: those that only describe
 noise) or adds to it; g_s adds to the decoded picture.
 
-Which table codes which symbol of ŷ depends on h_s alone, and h_s computes with integers (`llicm.codec.integer`): the
+Which table codes which symbol of ŷ depends on h_s alone, and h_s computes with integers (`llicm.integer`): the
 same on every machine. g_a, h_a and g_s are ordinary float networks; the encoder sends what they decide, and a decoder
 on other hardware gets the same ŷ and, but for the last bits of a float, the same x̂.
 
@@ -38,10 +38,10 @@ from torch import Tensor
 
 from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
-from llicm.codec.integer import ACTIVATION_UNIT, IntegerConv, activate
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.errors import BitstreamError, UserError
 from llicm.limits import check_size
-from llicm.packing import round_parameters
+from llicm.weights import round_parameters
 from llicm.transforms import BlockDCT, squash
 
 __all__ = ["CODECS", "GainedHyperprior", "make_codec", "register_codec"]
@@ -215,7 +215,7 @@ class GainedHyperprior(CompressionModel):
     def finish(self) -> None:
         """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
 
-        The weights are rounded to what a file holds (see `llicm.packing`), so that the saved model is this one.
+        The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
         """
         round_parameters(self)
         # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.

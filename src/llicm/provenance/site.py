@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m llicm.study.site [OUT]`: the study as a folder of HTML pages that needs no network and no server.
+"""`python -m llicm.provenance.site [OUT]`: the study as a folder of HTML pages that needs no network and no server.
 
 Front page, a page for each executed notebook (nbconvert makes its cells), for each figure and table with its lineage,
 for each stage, and the whole pipeline as a picture. The same files give the same bytes. Templates are in `pages/`.
@@ -22,9 +22,9 @@ from markupsafe import Markup, escape
 
 from llicm.errors import UserError
 from llicm.files import atomic_folder
-from llicm.study import audit
-from llicm.study.graph import Drawing, draw
-from llicm.study.lineage import ABSENT, CHANGED, SAME, Pipeline, Stage, digest, stage_texts, survey
+from llicm.provenance import audit
+from llicm.provenance.graph import Drawing, draw
+from llicm.provenance.lineage import ABSENT, CHANGED, SAME, Pipeline, Stage, digest, stage_texts, survey
 
 __all__ = ["build_site"]
 
@@ -113,7 +113,7 @@ class _Site:
             changed = [other for other in self._behind([name]) if self.stages[other]["state"] == CHANGED]
             stage["changed_behind"] = [other for other in changed if other != name]
         self.pages = jinja2.Environment(
-            loader=jinja2.PackageLoader("llicm.study", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            loader=jinja2.PackageLoader("llicm.provenance", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )  # fmt: skip
         self.pages.filters["ticks"] = _ticks
@@ -427,13 +427,13 @@ def _cells(notebook: nbformat.NotebookNode) -> Markup:
 
     exporter = HTMLExporter(
         template_name="basic", template_file="cells.html.j2", exclude_anchor_links=True,
-        extra_loaders=[jinja2.PackageLoader("llicm.study", "pages")],
+        extra_loaders=[jinja2.PackageLoader("llicm.provenance", "pages")],
     )  # fmt: skip
     return Markup(exporter.from_notebook_node(notebook)[0])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llicm.study.site", description="Write the report of a study.")
+    parser = argparse.ArgumentParser(prog="python -m llicm.provenance.site", description="Write the report of a study.")
     parser.add_argument("out", nargs="?", default="report", help="folder to write to (default: report)")
     parser.add_argument("--profile", help="a folder below profiles/ (default: the default study)")
     given = parser.parse_args(arguments)

@@ -23,7 +23,7 @@ from llicm.errors import UserError
 
 if TYPE_CHECKING:
     from llicm.framework import LLICM
-    from llicm.photos import Job
+    from llicm.cli.files import Job
 
 __all__ = ["TASKS", "main"]
 
@@ -177,7 +177,7 @@ def _convert(jobs: Sequence["Job"], force: bool, prepare: Callable[[], Callable[
     Raises:
         click.exceptions.Exit: with 1, if any failed.
     """
-    from llicm.photos import check_target, write_file
+    from llicm.cli.files import check_target, write_file
 
     failed: list[Job] = []
     todo = []
@@ -276,7 +276,7 @@ def compress(
     """
     if sum(value is not None for value in (level, bpp, size)) > 1:
         raise click.UsageError("--level, --bpp and --bytes exclude each other: give one of them.")
-    from llicm.photos import FORMATS, plan, read_photo
+    from llicm.cli.files import FORMATS, plan, read_photo
 
     jobs = plan(inputs, output, ".llicm")
     for job in jobs:
@@ -335,7 +335,7 @@ def decompress(
     if as_captured and task:
         raise click.UsageError("--task tells how to enhance, --as-captured not to: give one of them.")
     from llicm.codec.bitstream import unpack
-    from llicm.photos import encode_photo, format_of, plan, read_bytes
+    from llicm.cli.files import encode_photo, format_of, plan, read_bytes
 
     jobs = plan(inputs, output, f".{wanted or 'png'}", streams=True)
     formats = {job: format_of(job.target, wanted) for job in jobs}
@@ -383,7 +383,7 @@ def restore(
       llicm restore photo.jpg -o better.png --task rainy
       llicm restore photos/ -o better/ --format webp
     """
-    from llicm.photos import encode_photo, format_of, plan, read_photo
+    from llicm.cli.files import encode_photo, format_of, plan, read_photo
 
     jobs = plan(inputs, output, f".{wanted or 'png'}", ".restored")
     formats = {job: format_of(job.target, wanted) for job in jobs}
@@ -429,7 +429,7 @@ def degrade(
       llicm degrade photo.jpg -o night.png --task "low-light, noisy" --severity 0.8
       llicm degrade photos/ -o rain/ --task rainy --seed 7
     """
-    from llicm.photos import encode_photo, format_of, plan, read_photo
+    from llicm.cli.files import encode_photo, format_of, plan, read_photo
 
     words = task.split(", ")
     jobs = plan(inputs, output, f".{wanted or 'png'}", f".{'+'.join(words)}")
@@ -470,7 +470,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
       llicm inspect small/ --json
     """
     from llicm.codec.bitstream import VERSION, unpack
-    from llicm.photos import expand, name_of, read_bytes
+    from llicm.cli.files import expand, name_of, read_bytes
 
     def work(source: Path | None) -> dict[str, Any]:
         data = read_bytes(source)
@@ -541,7 +541,7 @@ def evaluate(
       llicm evaluate noisy/ --reference clean/ --metrics psnr,ssim -o records.csv
       llicm evaluate photo.jpg --levels 1,2.5
     """
-    from llicm.photos import Job, check_target, expand, read_photo, references
+    from llicm.cli.files import Job, check_target, expand, read_photo, references
 
     paths = expand(inputs)
     if None in paths:
@@ -827,7 +827,7 @@ def benchmark(
       llicm benchmark kodak -o results/kodak
       llicm benchmark photos/ -o out --families webp,rdo,adapted,llicm --metrics psnr,ms_ssim
     """
-    from llicm.study.benchmark import run_benchmark
+    from llicm.pipeline.benchmark import run_benchmark
 
     out = run_benchmark(
         photos, output, root=study, datasets=datasets, families=families or (), metrics=metrics or (),
@@ -869,7 +869,7 @@ def train(arms: tuple[str, ...], profile: Path, changes: tuple[tuple[str, object
       llicm train llicm --profile profiles/study
       llicm train llicm --set arms.llicm.objective.alpha=0.25 --set training.branch=600 -o search/alpha-0.25
     """
-    from llicm.study.train import train as run
+    from llicm.pipeline.train import train as run
 
     for folder in run(arms, profile, changes=dict(changes), out=output):
         _out(f"{folder}: trained")
@@ -891,7 +891,7 @@ def lineage(artefact: str, form: str | None, root: Path) -> None:
       llicm lineage results/figures/figure_4_psnr.png
       llicm lineage photo.llicm --json
     """
-    from llicm.study.lineage import to_dot, trace
+    from llicm.provenance.lineage import to_dot, trace
 
     found = trace(artefact, root)
     if form == "json":
@@ -931,12 +931,12 @@ def audit(
       llicm audit --checks lock,hashes
       llicm audit --tolerance
     """
-    from llicm.study import audit as module
+    from llicm.provenance import audit as module
 
     if against is not None and not tolerance or tolerance and checks:
         raise click.UsageError("--against goes with --tolerance, and --checks without.")
     if tolerance:
-        from llicm.study import tolerance as numbers
+        from llicm.provenance import tolerance as numbers
 
         rows = numbers.check(root, profile, against)
         beyond = numbers.findings(rows)
@@ -969,7 +969,7 @@ def export_crate(output: Path, profile: str | None, root: Path) -> None:
       llicm export-crate
       llicm export-crate -o study.zip
     """
-    from llicm.study.crate import export_crate as export
+    from llicm.provenance.crate import export_crate as export
 
     _out(f"{export(root, output, profile)}: written")
 

@@ -19,8 +19,8 @@ from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
-from llicm.study.params import load
-from llicm.study.scratch import Scratch
+from llicm.pipeline.parameters import load
+from llicm.pipeline.checkpoint import Scratch
 
 __all__ = ["run_benchmark"]
 
@@ -97,9 +97,9 @@ def run_benchmark(
 
 
 def _publish(records, params: dict, out: Path) -> None:
-    from llicm import report
+    from llicm.report import tables as report
     from llicm.benchmark.probes import PROBES
-    from llicm.figures import bd_heatmap, rate_perception, save_figure
+    from llicm.report.figures import bd_heatmap, rate_perception, save_figure
 
     out.mkdir(parents=True, exist_ok=True)
     tasks, steps = params["tasks"], set(params["figures"]["ablation"])

@@ -8,7 +8,7 @@
   end, so the runner refuses a run whose inputs changed meanwhile.
 - It appears under its name only when all this succeeded; after a failure no output of the stage is left, and
   the partial notebook is in `.run/`. What differs between runs (progress, timings, the machine) goes there,
-  too, and a copy of dvc.lock (see `llicm.study.mend`).
+  too, and a copy of dvc.lock (see `llicm.provenance.repair_lock`).
 """
 
 import os
@@ -40,7 +40,7 @@ import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
-from llicm.study.mend import keep_lock  # noqa: E402
+from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
 __all__ = ["inputs", "nest", "normalise", "parameter_names", "run"]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from llicm.codec.integer import IntegerConv
+from llicm.integer import IntegerConv
 
 __all__ = ["halve", "pack", "round_parameters", "unpack"]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from llicm.benchmark.abnormal import abnormal
+from llicm.benchmark.non_monotone import abnormal
 from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_intervals, bd_table, interpolations
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.probes import kept_energy
 from llicm.benchmark.records import mean_curves, read_records, references, to_compressai_json
 from llicm.data.pairs import Pair, centre_crop, read_pairs
 from llicm.errors import UserError
-from llicm.figures import bd_markdown, diffusion_steps, method_label, save_figure
+from llicm.report.figures import bd_markdown, diffusion_steps, method_label, save_figure
 from llicm.files import write_atomically
 from llicm.methods import Coded, load_methods
 
@@ -350,7 +350,7 @@ def budgets(families: dict, arms: dict, training: dict, init: Path | None = None
 
     Args:
         families, arms, training: groups of params.yaml. init: folder with published weights that took the place of
-            trunks (see `llicm.training.train_arm`); their own updates are not counted. None if there was none.
+            trunks (see `llicm.training.loop.train_arm`); their own updates are not counted. None if there was none.
     """
     published = {path.stem for path in init.glob("*.safetensors")} if init else set()
 
@@ -608,7 +608,7 @@ def abnormal_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
     """How many curves fall with the rate, by metric and task, and the methods they belong to.
 
     Args:
-        table: made by `llicm.benchmark.abnormal.abnormal`.
+        table: made by `llicm.benchmark.non_monotone.abnormal`.
     """
     lines = ["| metric | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for metric in dict.fromkeys(table["metric"]):
@@ -642,7 +642,7 @@ def strip_rows(
     level: float,
     side: int,
 ) -> list[tuple[str, list[tuple[str, Tensor, str]]]]:
-    """Rows for `llicm.figures.picture_rows`: one a task, LL-ICM beside the strongest baseline at LL-ICM's rate.
+    """Rows for `llicm.report.figures.picture_rows`: one a task, LL-ICM beside the strongest baseline at LL-ICM's rate.
 
     Rates and PSNR in the captions are of the whole photo; the pictures show its middle.
 
@@ -669,7 +669,7 @@ def strip_rows(
 
 
 def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side: int) -> list[tuple[str, Tensor, str]]:
-    """Pictures for `llicm.figures.abnormal_why`: the ideal, X, and X̂ of a codec at its lowest, middle and highest rate.
+    """Pictures for `llicm.report.figures.abnormal_why`: the ideal, X, and X̂ of a codec at its lowest, middle and highest rate.
 
     Args:
         family: of params.yaml, whose method without restoration is shown. artifacts: folder of the pipeline.
@@ -753,7 +753,7 @@ def write_timing(folder: Path, out: Path) -> bool:
     Returns:
         Whether there was something to draw: a family named by `figures.steps`, and its times.
     """
-    from llicm.study.params import load
+    from llicm.pipeline.parameters import load
 
     values = load(folder / "params.yaml")
     name = values["figures"]["steps"]

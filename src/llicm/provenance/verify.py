@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regenerate a study from scratch in a clone of its own, and compare every hash with the lock file.
 
-    python -m llicm.study.verify [--profile smoke] [--root FOLDER] [--keep FOLDER]
+    python -m llicm.provenance.verify [--profile smoke] [--root FOLDER] [--keep FOLDER]
 
 The clone is of the last commit, in a temporary folder; it has the photos (from the store inside the repository) and no
 cache, and every stage is forced to run. See docs/reproducibility.md for what may differ where.
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.study.lineage import Pipeline, git
+from llicm.provenance.lineage import Pipeline, git
 
 __all__ = ["compare", "outputs", "verify"]
 
@@ -95,7 +95,7 @@ def verify(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llicm.study.verify", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m llicm.provenance.verify", description=__doc__.split("\n")[0])
     parser.add_argument("--profile", help="below profiles/; default: the default study")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; default: this folder")
     parser.add_argument("--keep", type=Path, help="copy the regenerated results/ there")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put back a dvc.lock that was cut short: `python -m llicm.study.mend [FOLDER]`; `make repro` does it first.
+"""Put back a dvc.lock that was cut short: `python -m llicm.provenance.repair_lock [FOLDER]`; `make repro` does it first.
 
 DVC writes dvc.lock in place after every stage (that of the default study is incomplete on disk for a third of a
 second), so a process that is killed in this time, or a full disk, leaves a part of it. A part that cannot be read stops
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
-from llicm.study.lineage import committed
+from llicm.provenance.lineage import committed
 
 __all__ = ["keep_lock", "mend_lock"]
 

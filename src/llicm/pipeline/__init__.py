@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def __getattr__(name: str):
     if name == "Scratch":  # imported on demand: it needs torch, the rest of `study` does not
-        from llicm.study.scratch import Scratch
+        from llicm.pipeline.checkpoint import Scratch
 
         return Scratch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

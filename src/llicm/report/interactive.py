@@ -7,7 +7,7 @@ import pandas as pd
 
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import mean_curves, references
-from llicm.figures import line_styles, method_label
+from llicm.report.figures import line_styles, method_label
 
 __all__ = ["curves_page"]
 
