@@ -124,7 +124,7 @@ def _float_activation(x):
 def cost_table(updates: int | None) -> tuple[str, str]:
     values = params.load(ROOT / "params.yaml")
     torch.set_num_threads(values["threads"])
-    (codec, exact), (other, plain) = (train(values, updates, kind) for kind in (True, False))
+    (codec, exact), (other, plain) = (train(values, updates, index) for index in (True, False))
     rows = []
     for name, a, b in zip(photos(), plain, exact, strict=True):
         found = bd(*zip(*a, strict=True), *zip(*b, strict=True), names=("float", "exact"), unit="dB")

@@ -36,7 +36,7 @@ def forge(data: bytes, **changes) -> bytes:
     return body + struct.pack(">I", zlib.crc32(body))
 
 
-def kinds(files: list[bytes], draw: random.Random) -> dict[str, list[bytes]]:
+def indexes(files: list[bytes], draw: random.Random) -> dict[str, list[bytes]]:
     """Bad files by kind, each kind with what an accident or an attacker might do."""
 
     def some(make):
@@ -124,7 +124,7 @@ def main() -> None:
     model, draw, rows = load_model(), random.Random(0), []
     good = [model.compress(x, level) for x in photos().values() for level in (0, 2, 3.7)]
     with tempfile.TemporaryDirectory() as folder:
-        for kind, cases in kinds(good, draw).items():
+        for index, cases in indexes(good, draw).items():
             files = Path(folder, "cases.txt")
             files.write_text("\n".join(case.hex() for case in (good[0], *cases)))
             child = subprocess.run(
@@ -139,7 +139,7 @@ def main() -> None:
                 capture_output=True, text=True, cwd=ROOT,
             )  # fmt: skip
             rows.append({
-                "kind": kind, "files": str(len(cases)), "refused": str(found["refused"]), "image": str(found["image"]),
+                "kind": index, "files": str(len(cases)), "refused": str(found["refused"]), "image": str(found["image"]),
                 "anything else": str(found["other"]), "longest (ms)": f"{1000 * found.get('seconds', 0):.1f}",
                 "memory grew by (MB)": f"{found.get('megabytes', 0):.1f}", "exit code": str(ran.returncode),
                 "command (s)": f"{time.perf_counter() - started:.1f}",

@@ -72,7 +72,7 @@ def test_decode(benchmark, ours, image):
 def test_enhance(benchmark, ours, image):
     decoded, level = ours.codec.decode(ours.compress(image[0], LEVEL))
     code = ours.relative_level(torch.tensor([level]))
-    vision = [ours.guide.model.clip.visual, ours.guide.model.controller] if ours.guide else []
+    vision = [ours.conditioner.model.clip.visual, ours.conditioner.model.controller] if ours.conditioner else []
     measure(benchmark, OURS, "enhance", lambda: ours.enhance(decoded[None], code), image, [ours.restorer, *vision])
 
 

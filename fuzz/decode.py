@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["llicm.codec"]):
 
 torch.manual_seed(0)
 CODEC = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
-CODEC.finish()
+CODEC.update()
 CODEC.eval()
 FILE = CODEC.encode(torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1)), 1)
 LARGEST = 512  # a side: a fuzzer should not spend its time on pictures that are large and right

@@ -92,7 +92,7 @@ class Teller(nn.Module):
 def small():
     torch.manual_seed(0)
     codec = make_codec("mean-scale", N=16, M=24, lambdas=[0.002, 0.005, 0.01, 0.03, 0.1])
-    codec.finish()
+    codec.update()
     return LLICM(codec.eval(), Teller(), Teller()).eval()
 
 

@@ -26,7 +26,7 @@ def codec():
         codec.decide[-1].weight.normal_(0, 0.1)
         codec.g_s[-2].weight.normal_(0, 0.01)
         codec.h_a[-1].weight.mul_(5)
-    codec.finish()
+    codec.update()
     return codec.to(memory_format=torch.channels_last).eval()
 
 
@@ -53,7 +53,7 @@ def test_decoding_gives_what_training_saw(codec, image, level):
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (65, 129)])
 def test_any_size(image, size):
     fresh = make_codec("mean-scale", N=8, M=96, lambdas=LAMBDAS)
-    fresh.finish()
+    fresh.update()
     x = torch.nn.functional.interpolate(image[None], size=size, mode="area")[0]
     decoded, _ = fresh.eval().decode(fresh.encode(x, 3))
     assert decoded.shape == x.shape
@@ -93,7 +93,7 @@ def test_gradient_reaches_every_parameter(codec):
 def test_untrained_codec_is_a_transform_codec(image):
     """Its networks start at zero: what it loses is quantisation and the coefficients that it leaves out."""
     fresh = make_codec("mean-scale", N=8, M=96, lambdas=LAMBDAS)
-    fresh.finish()
+    fresh.update()
     fresh.eval()
     errors = [(fresh.decode(fresh.encode(image, level))[0] - image).square().mean() for level in (0, 1, 2, 3)]
     psnr = [-10 * float(error.log10()) for error in errors]
@@ -121,7 +121,7 @@ def test_nan_is_refused_before_the_entropy_coder(codec):
     broken = make_codec("mean-scale", N=8, M=12, lambdas=LAMBDAS)
     with torch.no_grad():
         broken.g_a[1].weight.fill_(float("inf"))
-    broken.finish()
+    broken.update()
     with pytest.raises(ValueError, match="not finite"):
         broken.eval().encode(torch.rand(3, 64, 64), 1)
 
@@ -182,11 +182,11 @@ def test_a_header_that_does_not_fit_its_payload_is_refused(codec, image, changes
     assert time.perf_counter() - started < 1 and peak < 100e6
 
 
-@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_a_payload_altered_under_a_valid_checksum_is_refused(codec, image, place, flip):
+@given(level=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_payload_altered_under_a_valid_checksum_is_refused(codec, image, level, flip):
     data = codec.encode(image, 1)
     payload = bytearray(unpack(data).payload)
-    payload[int(place * len(payload))] ^= flip
+    payload[int(level * len(payload))] ^= flip
     with pytest.raises(BitstreamError, match="damaged payload"):
         codec.decode(forged(data, payload=bytes(payload)))
 

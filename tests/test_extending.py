@@ -67,7 +67,7 @@ with tempfile.TemporaryDirectory() as folder:
     save_part(restorer, Path(folder) / "restorer.safetensors")
     again = load_part("restorer", Path(folder) / "restorer.safetensors")
 x = torch.rand(1, 3, 33, 41)
-assert torch.allclose(again(x), restorer(x), atol=1e-2) and not again.coded
+assert torch.allclose(again(x), restorer(x), atol=1e-2) and not again.level_conditioned
 """,
 }
 

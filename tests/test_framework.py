@@ -7,7 +7,7 @@ from llicm.codec.mean_scale import make_codec
 from llicm.framework import LLICM
 from llicm.restore.direct import make_restorer
 from llicm.vlm.context import Context
-from llicm.vlm.guide import Guide, Oracle
+from llicm.vlm.conditioner import Conditioner, Oracle
 
 
 def picture(height, width):
@@ -19,14 +19,14 @@ def picture(height, width):
 def codec():
     torch.manual_seed(0)
     codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.007, 0.02, 0.07])
-    codec.finish()
+    codec.update()
     return codec.eval()
 
 
 def listening(context):
     """A restorer that does something, and whose blocks listen to what they are told."""
     torch.manual_seed(0)
-    model = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context, coded=True)
+    model = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context, level_conditioned=True)
     torch.nn.init.normal_(model.residual.weight, std=0.02)
     for film in (m.film for m in model.modules() if hasattr(m, "film")):
         torch.nn.init.normal_(film.weight)
@@ -34,7 +34,7 @@ def listening(context):
 
 
 def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
-    system = LLICM(codec, listening({"degradation": 16, "content": 16}), Guide(tiny_daclip, "windows"))
+    system = LLICM(codec, listening({"degradation": 16, "content": 16}), Conditioner(tiny_daclip, "windows"))
     data = system.compress(picture(50, 70), 2)
     decoded, detected = system.decompress(data)
     outputs = [detected]
@@ -50,16 +50,16 @@ def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
 
 def test_the_guide_sees_the_decoded_image_and_nothing_flows_back(codec):
     class Spy(torch.nn.Module):
-        def forward(self, decoded, told=None):
-            self.seen, self.told = decoded, told
+        def forward(self, decoded, hints=None):
+            self.seen, self.hints = decoded, hints
             return Context(decoded.mean((2, 3)))
 
-    guide, restorer = Spy(), listening({"degradation": 3, "content": 0})
-    system = LLICM(codec, restorer, guide)
+    conditioner, restorer = Spy(), listening({"degradation": 3, "content": 0})
+    system = LLICM(codec, restorer, conditioner)
     output = system(picture(64, 64)[None], torch.tensor([1.0]), ["noisy"])
-    assert torch.equal(guide.seen, output.decoded) and guide.told == ["noisy"]
-    assert output.decoded.requires_grad and not guide.seen.requires_grad
-    assert system.guide is guide and not any("guide" in name for name in system.state_dict())
+    assert torch.equal(conditioner.seen, output.decoded) and conditioner.hints == ["noisy"]
+    assert output.decoded.requires_grad and not conditioner.seen.requires_grad
+    assert system.conditioner is conditioner and not any("conditioner" in name for name in system.state_dict())
     assert len(list(system.parameters())) == len(list(codec.parameters())) + len(list(restorer.parameters()))
 
 

@@ -57,7 +57,7 @@ def test_symbols_and_bytes_do_not_depend_on_the_machine(tmp_path):
     with torch.no_grad():
         codec.h_a[-1].weight.mul_(20)
         codec.h_s[-1].weight.mul_(5)
-    codec.finish()
+    codec.update()
     save_part(codec.eval(), tmp_path / "codec.safetensors")
     coarse = torch.rand(1, 3, 9, 13)
     x = torch.nn.functional.interpolate(coarse, size=(200, 300), mode="bicubic")[0].clamp(0, 1)

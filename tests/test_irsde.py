@@ -15,7 +15,7 @@ from llicm.restore.direct import make_restorer
 from llicm.restore.irsde import LOSSES, IRSDERestorer
 from llicm.restore.released import convert_universal_ir, irsde_from_state, load_universal_ir
 from llicm.vlm.context import Context
-from llicm.vlm.guide import Oracle
+from llicm.vlm.conditioner import Oracle
 
 SMALL = {"nf": 8, "ch_mult": [1, 2], "heads": 1}
 NEW = {"predicts": "x0", "scaling": "balanced", "steps": 4}  # as it is trained here
@@ -27,7 +27,7 @@ def build(awake=True, **changes):
     torch.manual_seed(0)
     model = make_restorer("irsde", **(SMALL | NEW | changes)).eval()
     if awake:
-        for layer in (model.unet.final_conv, model.code, *(t.proj_out for t in model.unet._transformers())):
+        for layer in (model.unet.final_conv, model.level, *(t.proj_out for t in model.unet._transformers())):
             torch.nn.init.normal_(layer.weight, std=0.05)
     return model
 
@@ -63,15 +63,15 @@ def test_any_size(size, half):
 @pytest.mark.parametrize("predicts", ["noise", "x0"])
 @torch.no_grad()
 def test_an_image_has_one_result_in_whatever_batch(predicts):
-    model = build(predicts=predicts, context=BOTH, coded=True, steps=12)
-    x, code, told = torch.rand(3, 3, 24, 20), torch.tensor([0.1, 0.5, 0.9]), embeddings(3)
-    batch = model(x, code, told)
-    assert torch.equal(batch, model(x, code, told))
+    model = build(predicts=predicts, context=BOTH, level_conditioned=True, steps=12)
+    x, code, hints = torch.rand(3, 3, 24, 20), torch.tensor([0.1, 0.5, 0.9]), embeddings(3)
+    batch = model(x, code, hints)
+    assert torch.equal(batch, model(x, code, hints))
     for i in range(3):
-        alone = model(x[i : i + 1], code[i : i + 1], Context(*(e[i : i + 1] for e in told)))
+        alone = model(x[i : i + 1], code[i : i + 1], Context(*(e[i : i + 1] for e in hints)))
         assert torch.allclose(alone, batch[i : i + 1], atol=1e-4 * float(batch.abs().max()))
     torch.manual_seed(99)  # no global random number is used
-    assert torch.equal(batch, model(x, code, told))
+    assert torch.equal(batch, model(x, code, hints))
 
 
 @torch.no_grad()
@@ -104,15 +104,15 @@ def test_steps_and_mode_may_be_changed_but_not_to_anything():
 @torch.no_grad()
 def test_the_chain_is_the_equations_with_the_networks_prediction():
     model, x = build(predicts="noise", scaling="published", context=BOTH, steps=100), torch.rand(2, 3, 12, 12)
-    told, sde = embeddings(), model.sde
-    conditioning = model.unet.prepare(told)
+    hints, sde = embeddings(), model.sde
+    conditioning = model.unet.prepare(hints)
     generator = seeded(7)
     state = x + sde.max_sigma * torch.randn(x.shape, generator=generator)
     for t in range(100, 0, -1):
         z = torch.randn(x.shape, generator=generator)
         noise = model.unet(state, x, t, conditioning)
         state = sde.posterior_step(state, sde.x0_from_noise(state, noise, x, t), x, t, z)
-    out = model(x, None, told, seeded(7))
+    out = model(x, None, hints, seeded(7))
     assert torch.allclose(out, state, atol=1e-4)
 
 
@@ -121,39 +121,39 @@ def test_the_chain_is_the_equations_with_the_networks_prediction():
 
 @torch.no_grad()
 def test_embeddings_and_level_reach_the_output():
-    model, x, told = build(context=BOTH, coded=True), torch.rand(1, 3, 16, 16), embeddings(1)
+    model, x, hints = build(context=BOTH, level_conditioned=True), torch.rand(1, 3, 16, 16), embeddings(1)
     other = embeddings(1, seed=2)
     outputs = [
-        model(x, None, told),
-        model(x, None, Context(other.degradation, told.content)),
-        model(x, None, Context(told.degradation, other.content)),
-        model(x, None, Context(None, told.content)),
-        model(x, torch.tensor([0.0]), told),
-        model(x, torch.tensor([0.8]), told),
+        model(x, None, hints),
+        model(x, None, Context(other.degradation, hints.content)),
+        model(x, None, Context(hints.degradation, other.content)),
+        model(x, None, Context(None, hints.content)),
+        model(x, torch.tensor([0.0]), hints),
+        model(x, torch.tensor([0.8]), hints),
     ]
     for i, first in enumerate(outputs):
         assert not any(torch.allclose(first, output, atol=1e-5) for output in outputs[:i])
     with pytest.raises(ValueError, match="content"):
         model(x)
-    model.coded = False
-    assert torch.equal(model(x, torch.tensor([0.8]), told), outputs[0])
+    model.level_conditioned = False
+    assert torch.equal(model(x, torch.tensor([0.8]), hints), outputs[0])
 
 
 @torch.no_grad()
 def test_the_level_has_no_influence_before_training():
-    model, x = build(awake=False, coded=True), torch.rand(2, 3, 16, 16)
+    model, x = build(awake=False, level_conditioned=True), torch.rand(2, 3, 16, 16)
     torch.nn.init.normal_(model.unet.final_conv.weight)
     assert torch.equal(model(x, torch.tensor([0.2, 0.9])), model(x))
 
 
 @torch.no_grad()
 def test_balanced_forgets_the_length_of_an_embedding_and_published_does_not():
-    x, told = torch.rand(2, 3, 16, 16), embeddings()
-    scaled = Context(0.01 * told.degradation, 30 * told.content)
+    x, hints = torch.rand(2, 3, 16, 16), embeddings()
+    scaled = Context(0.01 * hints.degradation, 30 * hints.content)
     model = build(context=BOTH)
-    assert torch.allclose(model(x, None, told), model(x, None, scaled), atol=1e-5)
+    assert torch.allclose(model(x, None, hints), model(x, None, scaled), atol=1e-5)
     model = build(context=BOTH, scaling="published")
-    assert not torch.allclose(model(x, None, told), model(x, None, scaled), atol=1e-5)
+    assert not torch.allclose(model(x, None, hints), model(x, None, scaled), atol=1e-5)
 
 
 @torch.no_grad()
@@ -170,9 +170,9 @@ def test_in_the_framework_with_an_oracle():
     words = ["noisy", "hazy"]
     model = build(context={"words": words})
     system, x = LLICM(None, model, Oracle(words)), torch.rand(2, 3, 16, 16)
-    out = system(x, told=["noisy", "hazy"]).enhanced
+    out = system(x, hints=["noisy", "hazy"]).enhanced
     assert torch.equal(out, model(x, None, Context(torch.eye(2))))
-    assert not torch.allclose(out[1:], system(x, told=["noisy", "noisy"]).enhanced[1:], atol=1e-6)
+    assert not torch.allclose(out[1:], system(x, hints=["noisy", "noisy"]).enhanced[1:], atol=1e-6)
 
 
 def shrinking(**changes):
@@ -208,40 +208,40 @@ def test_shrinkage_by_constant_factors_is_a_scaling():
 
 @torch.no_grad()
 def test_shrinkage_knows_time_and_degradation_and_is_kept(tmp_path):
-    model, x, told = shrinking(), torch.rand(1, 3, 32, 32), embeddings(1)
+    model, x, hints = shrinking(), torch.rand(1, 3, 32, 32), embeddings(1)
     state = torch.rand(1, 3, 32, 32)
-    out = model.predict_x0(state, x, 30, None, told)
-    assert not torch.allclose(out, model.predict_x0(state, x, 70, None, told), atol=1e-4)
+    out = model.predict_x0(state, x, 30, None, hints)
+    assert not torch.allclose(out, model.predict_x0(state, x, 70, None, hints), atol=1e-4)
     assert not torch.allclose(out, model.predict_x0(state, x, 30, None, embeddings(1, seed=2)), atol=1e-5)
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config["shrinkage"] is True
-    assert torch.allclose(again.predict_x0(state, x, 30, None, told), out, atol=2e-2)  # weights in 8 bits
+    assert torch.allclose(again.predict_x0(state, x, 30, None, hints), out, atol=2e-2)  # weights in 8 bits
 
 
 @torch.no_grad()
 def test_shrinkage_in_tiles_is_that_of_the_whole_image():
-    model, told = shrinking(steps=2), embeddings(1)
+    model, hints = shrinking(steps=2), embeddings(1)
     x = torch.rand(1, 3, 150, 130)
-    whole = model(x, None, told)
+    whole = model(x, None, hints)
     model.memory = model.bytes_per_pixel * 64**2
     assert model.bytes_per_pixel > model.unet.bytes_per_pixel
-    assert torch.allclose(model(x, None, told), whole, atol=1e-4)
+    assert torch.allclose(model(x, None, hints), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("context", [None, BOTH, {"degradation": 5, "content": 0}, {"words": ["noisy", "hazy"]}])
 @torch.no_grad()
 def test_configuration_builds_the_same_restorer(tmp_path, context):
     changes = {"mode": "deterministic", "seed": 5, "schedule": "linear", "T": 50, "half": True, "memory": 10**8}
-    model = build(context=context, coded=True, **changes)
+    model = build(context=context, level_conditioned=True, **changes)
     assert json.loads(json.dumps(model.config)) == model.config
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config == model.config and not again.training
-    x, told = torch.rand(1, 3, 16, 16), embeddings(1)
+    x, hints = torch.rand(1, 3, 16, 16), embeddings(1)
     if context and "words" in context:
-        told = Context(torch.eye(2)[:1])
-    assert torch.allclose(model(x, torch.tensor([0.5]), told), again(x, torch.tensor([0.5]), told), atol=2e-3)
+        hints = Context(torch.eye(2)[:1])
+    assert torch.allclose(model(x, torch.tensor([0.5]), hints), again(x, torch.tensor([0.5]), hints), atol=2e-3)
 
 
 # Training
@@ -250,14 +250,14 @@ def test_configuration_builds_the_same_restorer(tmp_path, context):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("predicts", ["noise", "x0"])
 def test_losses_are_their_formulas(predicts, loss):
-    model = build(predicts=predicts, context=BOTH, coded=True)
+    model = build(predicts=predicts, context=BOTH, level_conditioned=True)
     x0, mu = torch.rand(2, 2, 3, 16, 16, generator=seeded(1))
-    code, told, t = torch.tensor([0.3, 0.8]), embeddings(), torch.tensor([12, 70])
-    value, x0_hat = model.training_loss(x0, mu, code, told, seeded(5), loss, t)
+    code, hints, t = torch.tensor([0.3, 0.8]), embeddings(), torch.tensor([12, 70])
+    value, x0_hat = model.training_loss(x0, mu, code, hints, seeded(5), loss, t)
     noise, sde = torch.randn(x0.shape, generator=seeded(5)), model.sde
     w, bar = (values[t].float().view(2, 1, 1, 1) for values in (sde.w, sde.sigma_bar))
     x = mu + w * (x0 - mu) + bar * noise
-    assert torch.allclose(x0_hat, model.predict_x0(x, mu, t, code, told), atol=1e-5)
+    assert torch.allclose(x0_hat, model.predict_x0(x, mu, t, code, hints), atol=1e-5)
     wrong = x0_hat - x0 if loss == "x0" else (x - mu - w * (x0_hat - mu)) / bar - noise
     if loss == "paper":
         theta, sigma = (values[t].float().view(2, 1, 1, 1) for values in (sde.theta, sde.sigma))
@@ -297,7 +297,7 @@ def test_times_and_noise_are_the_generators():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("predicts", ["noise", "x0"])
 def test_gradients_reach_mu_and_every_living_weight(predicts, loss):
-    model = build(predicts=predicts, context=BOTH, coded=True)
+    model = build(predicts=predicts, context=BOTH, level_conditioned=True)
     x0, mu = torch.rand(2, 2, 3, 16, 16, generator=seeded(1))
     mu.requires_grad_(True)
     value, x0_hat = model.training_loss(x0, mu, torch.tensor([0.3, 0.8]), embeddings(), seeded(3), loss)
@@ -358,7 +358,7 @@ def test_wrong_calls_of_training():
 
 
 def test_bf16_and_channels_last():
-    model = build(context=BOTH, coded=True, half=True).to(memory_format=torch.channels_last)
+    model = build(context=BOTH, level_conditioned=True, half=True).to(memory_format=torch.channels_last)
     x0, mu = torch.rand(2, 2, 3, 16, 16, generator=seeded(1))
     arguments = (x0, mu, torch.tensor([0.3, 0.8]), embeddings())
     exact = model.training_loss(*arguments, seeded(3), "x0")[0]
@@ -424,7 +424,7 @@ def test_every_variant_of_the_file_is_read(tmp_path, state, wrap, prefix):
     assert set(own) == set(state) and all(torch.equal(own[name], value) for name, value in state.items())
     x = torch.rand(1, 3, 8, 8)
     assert torch.equal(model(x, torch.tensor([0.3]), embeddings(1)), model(x, None, embeddings(1)))
-    model.coded = True  # the level, which released weights know nothing of, starts without influence
+    model.level_conditioned = True  # the level, which released weights know nothing of, starts without influence
     assert torch.equal(model(x, torch.tensor([0.3]), embeddings(1)), model(x, None, embeddings(1)))
 
 

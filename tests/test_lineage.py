@@ -27,7 +27,7 @@ def repository(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.02])
-    codec.finish()
+    codec.update()
     save_part(codec, tmp_path / "artifacts/models/a/codec.safetensors")
     write_locks(tmp_path)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -148,7 +148,7 @@ def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):
     assert found.links[0] == ("photo.llicm", "artifacts/models/a/codec.safetensors", "train@a")
     with torch.no_grad():
         codec.log_gain += 0.01
-    codec.finish()
+    codec.update()
     file.write_bytes(codec.encode(torch.rand(3, 64, 64), 1))
     with pytest.raises(UserError, match="written by model [0-9a-f]{8}, which is none of this repository's"):
         trace(file, repository)

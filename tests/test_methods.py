@@ -11,7 +11,7 @@ from llicm.framework import LLICM, load_part, save_part
 from llicm.images import quantize8
 from llicm.methods import find_part, load_methods
 from llicm.restore.direct import AFFINE_SCALE, make_restorer
-from llicm.vlm.guide import Oracle
+from llicm.vlm.conditioner import Oracle
 
 NO_VLM = Path("none")
 ALL = {"c": "alone", "c>r": "after", "r>c": "before"}
@@ -22,7 +22,7 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.007, 0.02, 0.07])
-    codec.finish()
+    codec.update()
     save_part(codec, root / "separate" / "codec" / "codec.safetensors")
     restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_three_orders(models, photo, codec, levels):
 @pytest.mark.parametrize("codec, level", [("webp", 60), ("learned", 3)])
 def test_around_is_before_and_after_with_a_restorer_each(models, photo, tmp_path, codec, level):
     shutil.copytree(models / "separate" / "codec", tmp_path / "both")
-    darker = make_restorer("direct", width=8, blocks=[1, 1, 1], coded=True)
+    darker = make_restorer("direct", width=8, blocks=[1, 1, 1], level_conditioned=True)
     with torch.no_grad():
         darker.affine.bias[3:] = -0.1 / AFFINE_SCALE
     save_part(darker, tmp_path / "both" / "restorer.safetensors")
@@ -102,7 +102,7 @@ def test_only_an_oracle_is_told_the_task(models, photo, tmp_path):
     save_part(restorer, tmp_path / "oracle" / "restorer.safetensors")
     spec = {"codec": "jpeg", "models": "oracle", "methods": {"j>r": "after", "r>j": "before"}, "levels": [20, 60]}
     after, before = load_methods("oracle", spec, tmp_path, NO_VLM)
-    assert isinstance(after.guide, Oracle)
+    assert isinstance(after.conditioner, Oracle)
     hazy, noisy = (after.run(photo, 20, task) for task in ("hazy", "noisy"))
     assert torch.equal(hazy.decoded, noisy.decoded) and not torch.equal(hazy.output, noisy.output)
     assert before.run(photo, 20, "hazy").data != before.run(photo, 20, "noisy").data
@@ -149,7 +149,7 @@ def test_methods_that_differ_in_diffusion_steps(models, photo, tmp_path):
 @pytest.mark.parametrize("codec, level", [("jpeg", 40), ("heic", 20)])
 def test_a_restorer_adapted_to_a_conventional_codec_is_told_the_quality(models, photo, tmp_path, codec, level):
     plain = load_methods("f", family(codec, [level]), models, NO_VLM)[1].run(photo, level)
-    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], coded=True)
+    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], level_conditioned=True)
     seen = []
     save_part(restorer, tmp_path / "adapted" / "restorer.safetensors")
     spec = {"codec": codec, "models": "adapted", "methods": {"c>a": "after"}, "levels": [level]}

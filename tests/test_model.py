@@ -13,7 +13,7 @@ from llicm.framework import LLICM, load_part, save_part
 from llicm.images import quantize8
 from llicm.model import PUBLISHED_MODEL, default_model, load_model, save_model
 from llicm.registry import make_restorer
-from llicm.vlm.guide import Guide, Oracle
+from llicm.vlm.conditioner import Conditioner, Oracle
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def system(tiny_daclip, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("parts")
     codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
-    codec.finish()
+    codec.update()
     model = copy.deepcopy(tiny_daclip)
     with torch.no_grad():
         for value in model.parameters():
             value.copy_(value.half().float())
-    guide = Guide(model, "windows")
+    conditioner = Conditioner(model, "windows")
     restorer = make_restorer(
-        "direct", width=8, blocks=[1, 1, 1], coded=True, context={"degradation": guide.width, "content": guide.width}
+        "direct", width=8, blocks=[1, 1, 1], level_conditioned=True, context={"degradation": conditioner.width, "content": conditioner.width}
     )
     with torch.no_grad():
         restorer.residual.weight.normal_(0, 0.1)
@@ -38,7 +38,7 @@ def system(tiny_daclip, tmp_path_factory):
         restorer.affine.bias.normal_(0, 10)
     save_part(codec, folder / "codec.safetensors")
     save_part(restorer, folder / "restorer.safetensors")
-    return LLICM(*(load_part(kind, folder / f"{kind}.safetensors") for kind in ("codec", "restorer")), guide)
+    return LLICM(*(load_part(kind, folder / f"{kind}.safetensors") for kind in ("codec", "restorer")), conditioner)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def x():
 
 
 def test_the_prefilter_is_before_the_codec_and_in_the_file(system, x, tmp_path):
-    filtered = LLICM(system.codec, system.restorer, system.guide, prefilter=system.restorer)
+    filtered = LLICM(system.codec, system.restorer, system.conditioner, prefilter=system.restorer)
     data = filtered.compress(x, 1)
     given = quantize8(system.enhance(x[None])[0].clamp(0, 1))
     assert not torch.equal(given, quantize8(x)) and data == system.compress(given, 1) != system.compress(x, 1)
@@ -86,7 +86,7 @@ def test_the_text_tower_stays_behind_and_unknown_words_are_refused(system, x, tm
 def test_parts_may_be_absent(system, x, tmp_path):
     save_model(LLICM(system.codec, None), tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
-    assert again.restorer is None and again.guide is None
+    assert again.restorer is None and again.conditioner is None
     decoded, enhanced = again.decompress(again.compress(x, 1))
     assert torch.equal(decoded, enhanced)
 

@@ -73,7 +73,7 @@ def test_everything_is_made(clone):
     assert list(recognised["accuracy_of_tasks"]) == ["none", *map(str, values["vlm"]["recognise"]["levels"])]
     assert "no VLM" in (clone.profile / "results/tables/ablation.md").read_text()
     names = {path.name for path in (clone.profile / "results/figures").iterdir()}
-    for number, name in enumerate(("frameworks", "objectives", "system", "psnr", "abnormal", "pictures"), 1):
+    for number, name in enumerate(("frameworks", "objectives", "system", "psnr", "non_monotone", "pictures"), 1):
         assert any(found.startswith(f"figure_{number}_{name}") for found in names), name
     page = (clone.profile / "artifacts/curves/curves.html").read_text()
     assert all(f'"legendgroup":"{method}"' in page for method in ("llicm", "webp"))

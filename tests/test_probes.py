@@ -23,7 +23,7 @@ def test_what_is_kept_of_a_degradation():
 def test_the_estimate_is_near_the_real_file(size):
     torch.manual_seed(0)
     codec = make_codec("mean-scale", N=8, M=192, lambdas=[0.002, 0.007, 0.02, 0.07])
-    codec.finish()
+    codec.update()
     codec.eval()
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12), size=size, mode="bicubic")[0].clamp(0, 1)
     real = 8 * len(codec.encode(x, 2)) / (size[0] * size[1])

@@ -38,7 +38,7 @@ def test_weights_cards_and_lineage(clone):
         assert hashlib.sha256(data).hexdigest() in card and f"{len(data):,} bytes" in card
         assert "license: apache-2.0" in card.split("---")[1]
         assert "None" not in card and "nan" not in card and "{{" not in card
-    assert load_model(out / "llicm.safetensors").guide is not None
+    assert load_model(out / "llicm.safetensors").conditioner is not None
     assert load_part("codec", out / "codec.safetensors").levels > 1
     lineage = json.loads((out / "lineage.json").read_text())
     assert lineage["verified"] and {"codec@codec", "data.dvc"} <= {stage["stage"] for stage in lineage["stages"]}

@@ -7,7 +7,7 @@ import torch
 
 from llicm.degradations import DEGRADATIONS
 from llicm.vlm.clip import WORDS
-from llicm.vlm.guide import Guide
+from llicm.vlm.conditioner import Conditioner
 from llicm.vlm.recognition import accuracy, recognise_all, tiles
 
 
@@ -55,18 +55,18 @@ def photos():
 
 
 def test_every_photo_word_severity_and_level_is_asked_once(tiny_daclip):
-    guide = Guide(tiny_daclip, "windows")
+    conditioner = Conditioner(tiny_daclip, "windows")
     settings = dict(side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
-    plain = recognise_all(guide, photos(), TASKS, None, **settings)
+    plain = recognise_all(conditioner, photos(), TASKS, None, **settings)
     assert len(plain) == len(WORDS) * 2 * 2 and plain["level"].isna().all()
     assert set(plain["word"]) == set(WORDS) and set(plain["guess"]) <= set(WORDS)
     assert set(plain["guess_of_tasks"]) <= set(TASKS)
     among = plain["guess"].isin(TASKS)
     assert (plain["guess"] == plain["guess_of_tasks"])[among].all()
     assert plain.equals(
-        recognise_all(guide, photos(), TASKS, None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
+        recognise_all(conditioner, photos(), TASKS, None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
     )
-    coded = recognise_all(guide, photos(), TASKS, Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
+    coded = recognise_all(conditioner, photos(), TASKS, Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
     assert len(coded) == len(WORDS) * 2 * 3
     counts = coded.fillna({"level": -1}).groupby(["photo", "severity", "level", "word"]).size()
     assert len(counts) == len(coded) and set(counts) == {1}
@@ -74,14 +74,14 @@ def test_every_photo_word_severity_and_level_is_asked_once(tiny_daclip):
 
 def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
     """The clean tile for "clean", a degraded one otherwise, and both again behind the codec, clamped."""
-    guide, seen = Guide(tiny_daclip, "windows"), []
+    conditioner, seen = Conditioner(tiny_daclip, "windows"), []
 
     def recognise(decoded, words=WORDS):
         seen.append(decoded.clone())
         return (torch.eye(len(words))[words.index("hazy")] + 0.5 * torch.eye(len(words))[words.index("rainy")])[None]
 
-    monkeypatch.setattr(guide, "recognise", recognise)
-    table = recognise_all(guide, photos(), TASKS, Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    monkeypatch.setattr(conditioner, "recognise", recognise)
+    table = recognise_all(conditioner, photos(), TASKS, Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
     assert (table["guess_of_tasks"] == "rainy").all()
     assert (table["guess"] == "hazy").all() and accuracy(table, ["hazy", "noisy"]) == {"none": 0.5, "0": 0.5, "1": 0.5}
     tile = photos()["p"][:, :, 3:67]

@@ -17,7 +17,7 @@ from llicm.report.tables import (
     README_TABLES,
     ablation,
     ablation_markdown,
-    abnormal_markdown,
+    non_monotone_markdown,
     budgets,
     disagreements,
     disagreements_markdown,
@@ -223,7 +223,7 @@ def test_strips_at_matched_rate(tmp_path):
     photo = torch.nn.functional.interpolate(coarse, (70, 80), mode="bicubic")[0].clamp(0, 1)
     write_pairs({"a": photo, "b": photo.flip(1)}, tmp_path / "pairs", TASKS, 0.5, 0, "val", None)
     codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.06])
-    codec.finish()
+    codec.update()
     save_part(codec, tmp_path / "models" / "llicm" / "codec.safetensors")
     for name, context in (("llicm", None), ("oracle", {"words": TASKS})):
         restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
@@ -297,11 +297,11 @@ def test_headline_against_the_strongest(records, table):
 def test_all_tables_are_written(records, tmp_path):
     table = write_comparisons(records, ["psnr"], ["llicm", "jpeg", "rdo>restorer"], TASKS, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"bd_rate.csv.gz", "bd_rate.md", "interpolations.csv.gz", "headline.tex", "abnormal.md"} <= names
+    assert {"bd_rate.csv.gz", "bd_rate.md", "interpolations.csv.gz", "headline.tex", "non_monotone.md"} <= names
     rows = table[table["anchor"] == "rdo>restorer"]
     assert (rows["bd_rate_low"] <= -49.99).all() and (rows["defined_rate"] == 1).all()
     assert "| rdo → restorer | -50.0% [-50.0, -50.0] |" in full_markdown(table, TASKS)
-    assert "0 of 3" in abnormal_markdown(pd.read_csv(tmp_path / "abnormal.csv.gz"), TASKS)
+    assert "0 of 3" in non_monotone_markdown(pd.read_csv(tmp_path / "non_monotone.csv.gz"), TASKS)
 
 
 def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):

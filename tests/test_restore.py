@@ -37,11 +37,11 @@ def test_a_constant_factor_of_the_filter_scales_the_image():
 def test_level_matters_only_to_a_restorer_of_decoded_images():
     x, code = torch.rand(1, 3, 32, 32), torch.tensor([0.7])
     for coded in (False, True):
-        model = build(coded=coded).eval()
+        model = build(level_conditioned=coded).eval()
         torch.nn.init.normal_(model.residual.weight)
         for film in (m.film for m in model.modules() if hasattr(m, "film")):
             torch.nn.init.normal_(film.weight)
-        torch.nn.init.normal_(model.code.weight)
+        torch.nn.init.normal_(model.level.weight)
         with torch.no_grad():
             assert torch.equal(model(x, code), model(x)) is not coded
 
@@ -57,7 +57,7 @@ def listening(**changes):
 
 @pytest.mark.parametrize("context", [None, {"degradation": 5, "content": 0}, {"words": ["noisy", "hazy"]}])
 def test_configuration_builds_the_same_network(context):
-    model = listening(context=context, coded=True)
+    model = listening(context=context, level_conditioned=True)
     config = dict(model.config)
     again = make_restorer(config.pop("name"), **config).eval()
     again.load_state_dict(model.state_dict())

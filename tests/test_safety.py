@@ -20,7 +20,7 @@ def codec():
     codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02, 0.1])
     with torch.no_grad():
         codec.h_a[-1].weight.mul_(20)
-    codec.finish()
+    codec.update()
     return codec.eval()
 
 
@@ -53,8 +53,8 @@ EDITS = st.lists(
 
 def mutate(data: bytes, edits) -> bytes:
     out = bytearray(data)
-    for place, (what, value) in edits:
-        at = int(place * len(out))
+    for level, (what, value) in edits:
+        at = int(level * len(out))
         if what == "flip" and out:
             out[at] ^= value
         elif what == "insert":

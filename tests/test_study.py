@@ -578,11 +578,11 @@ def test_every_parameter_is_described_and_the_schema_holds_no_values():
 
 
 def test_a_checkpoint_comes_back_and_is_forgotten(tmp_path, capsys):
-    scratch = study.Scratch("x", {"lr": 0.1}, code=[], root=tmp_path)
+    scratch = study.Checkpoint("x", {"lr": 0.1}, code=[], root=tmp_path)
     assert scratch.load() is None
     state = {"step": 3, "weights": torch.arange(4.0), "rows": "[1]", "optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}}
     scratch.save(state)
-    loaded = study.Scratch("x", {"lr": 0.1}, code=[], root=tmp_path).load()
+    loaded = study.Checkpoint("x", {"lr": 0.1}, code=[], root=tmp_path).load()
     assert torch.equal(loaded.pop("weights"), state.pop("weights"))
     assert loaded == state
     assert capsys.readouterr().out == ""  # a resumed run must print what an uninterrupted one prints
@@ -600,7 +600,7 @@ def test_a_checkpoint_is_found_under_the_same_conditions_alone(tmp_path, monkeyp
     program.write_text("x = 1")
 
     def key(params=None, **more):
-        return study.Scratch(
+        return study.Checkpoint(
             "x", params or {"lr": 0.1}, **{"inputs": [data], "code": [program], "root": tmp_path} | more
         ).path
 
@@ -616,7 +616,7 @@ def test_a_checkpoint_is_found_under_the_same_conditions_alone(tmp_path, monkeyp
     assert first != second
     program.write_text("x = 2")
     assert second != key()
-    assert key() != study.Scratch("x", {"lr": 0.1}, inputs=[data], root=tmp_path).path
+    assert key() != study.Checkpoint("x", {"lr": 0.1}, inputs=[data], root=tmp_path).path
 
 
 def test_a_damaged_or_malicious_checkpoint_is_not_loaded(tmp_path):
@@ -624,7 +624,7 @@ def test_a_damaged_or_malicious_checkpoint_is_not_loaded(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "evil"),))
 
-    scratch = study.Scratch("x", {}, code=[], root=tmp_path)
+    scratch = study.Checkpoint("x", {}, code=[], root=tmp_path)
     scratch.path.write_bytes(b"not a checkpoint")
     assert scratch.load() is None
     torch.save(Evil(), scratch.path)
@@ -636,12 +636,12 @@ def test_old_checkpoints_are_pruned(tmp_path):
     for name, days in (("x-old.pt", 15), (".x-old.pt.7.a.tmp", 15), ("x-young.pt", 13)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - days * 86400,) * 2)
-    study.Scratch("x", {}, code=[], root=tmp_path)
+    study.Checkpoint("x", {}, code=[], root=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x-young.pt"]
 
 
 def test_a_checkpoint_that_finds_no_room_ends_the_training_and_leaves_the_last_one(tmp_path, monkeypatch):
-    scratch = study.Scratch("x", {}, code=[], root=tmp_path)
+    scratch = study.Checkpoint("x", {}, code=[], root=tmp_path)
     scratch.save({"step": 1})
 
     def full(self, data):
@@ -667,7 +667,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint_leaves_the_last_one(tmp_p
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT / "src")}
     assert subprocess.run([sys.executable, "-c", program, tmp_path], env=environment).returncode == -9
-    scratch = study.Scratch("x", {}, code=[], root=tmp_path)
+    scratch = study.Checkpoint("x", {}, code=[], root=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 and scratch.load() == {"step": 1}
     scratch.save({"step": 2})
     assert list(tmp_path.iterdir()) == [scratch.path] and scratch.load() == {"step": 2}
@@ -677,11 +677,11 @@ def test_a_folder_in_place_of_a_checkpoint(tmp_path):
     old = tmp_path / "x-old"
     old.mkdir()
     os.utime(old, (time.time() - 15 * 86400,) * 2)
-    scratch = study.Scratch("x", {"lr": 1}, code=[], root=tmp_path)
-    assert not old.exists() and scratch.folder != study.Scratch("x", {"lr": 2}, code=[], root=tmp_path).folder
+    scratch = study.Checkpoint("x", {"lr": 1}, code=[], root=tmp_path)
+    assert not old.exists() and scratch.folder != study.Checkpoint("x", {"lr": 2}, code=[], root=tmp_path).folder
     (scratch.folder / "noisy").mkdir(parents=True)
     (scratch.folder / "noisy" / "values.json").write_text("{}")
-    assert (study.Scratch("x", {"lr": 1}, code=[], root=tmp_path).folder / "noisy" / "values.json").exists()
+    assert (study.Checkpoint("x", {"lr": 1}, code=[], root=tmp_path).folder / "noisy" / "values.json").exists()
     scratch.done()
     assert not scratch.folder.exists()
 

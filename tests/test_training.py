@@ -15,7 +15,7 @@ from llicm.restore.direct import make_restorer
 from llicm.training.loop import Objective, Trainer, Transcoder, learning_rate, restorer_context, train_arm
 from llicm.vlm.clip import degradation_text
 from llicm.vlm.context import Context
-from llicm.vlm.guide import Guide, Oracle
+from llicm.vlm.conditioner import Conditioner, Oracle
 
 TASKS = ["noisy", "hazy"]
 CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
@@ -204,8 +204,8 @@ def test_arms_build_on_each_other(photos, tmp_path, restorer):
     joint["start"] = start | {"codec": "separate/codec/trunk.safetensors"}
     trainer = arm(photos, tmp_path, "llicm", joint, out=tmp_path / "llicm")
     assert trainer.rows[-1]["step"] == 8 and trainer.rows[-1]["bpp"] > 0
-    assert load_part("restorer", tmp_path / "llicm" / "restorer.safetensors").coded
-    assert not load_part("restorer", tmp_path / "separate" / "restorer" / "restorer.safetensors").coded
+    assert load_part("restorer", tmp_path / "llicm" / "restorer.safetensors").level_conditioned
+    assert not load_part("restorer", tmp_path / "separate" / "restorer" / "restorer.safetensors").level_conditioned
     system = LLICM(
         load_part("codec", tmp_path / "llicm" / "codec.safetensors"),
         load_part("restorer", tmp_path / "llicm" / "restorer.safetensors"),
@@ -222,7 +222,7 @@ def test_a_prefilter_is_before_the_codec_and_stays_as_it_is(photos, tmp_path):
     arm(photos, tmp_path, "plain", joint, out=tmp_path / "plain")
     joint["start"] = files | {"prefilter": "separate/restorer/restorer.safetensors"}
     arm(photos, tmp_path, "around", joint, out=tmp_path / "around")
-    assert load_part("restorer", tmp_path / "around" / "restorer.safetensors").coded
+    assert load_part("restorer", tmp_path / "around" / "restorer.safetensors").level_conditioned
     prefilter = (tmp_path / "around" / "prefilter.safetensors").read_bytes()
     assert prefilter == (tmp_path / "separate" / "restorer" / "restorer.safetensors").read_bytes()
     for part in ("codec", "restorer"):
@@ -233,7 +233,7 @@ def test_a_prefilter_is_before_the_codec_and_stays_as_it_is(photos, tmp_path):
     spec = {"trains": ["restorer"], "codecs": {"webp": [10, 80]}, "objective": RESTORE}
     spec["start"] = {name: file for name, file in joint["start"].items() if name != "codec"}
     arm(photos, tmp_path, "webp", spec, out=tmp_path / "webp")
-    assert load_part("restorer", tmp_path / "webp" / "restorer.safetensors").coded
+    assert load_part("restorer", tmp_path / "webp" / "restorer.safetensors").level_conditioned
 
 
 def test_what_is_coded_and_compared_is_what_the_prefilter_makes_of_x(photos):
@@ -343,7 +343,7 @@ def test_diffusion_by_itself_and_joined_to_the_codec(photos, tmp_path, diffusion
     frozen = (tmp_path / start["codec"]).read_bytes()
     assert (again / "codec.safetensors").read_bytes() != frozen, "the codec is trained too"
     system = LLICM(*(load_part(part, again / f"{part}.safetensors") for part in ("codec", "restorer")))
-    assert system.restorer.coded and system.restorer.steps == 2
+    assert system.restorer.level_conditioned and system.restorer.steps == 2
     data = system.compress(photos[0], 2)
     first, second = (system.decompress(data)[1] for _ in range(2))
     assert first.shape == photos[0].shape and torch.equal(first, second), "sampling is deterministic"
@@ -372,15 +372,15 @@ def test_context_of_an_arm(vlm_folder, tmp_path):
 def test_arms_of_the_ablation(photos, tmp_path, vlm_folder):
     arm(photos, tmp_path, "codec", {"trains": ["codec"], "start": None, "objective": RDO})
     spec = {"trains": ["restorer"], "start": {"codec": "separate/codec/codec.safetensors"}, "objective": RESTORE}
-    kinds = {"none": type(None), "degradation": Guide, "both": Guide, "oracle": Oracle}
+    kinds = {"none": type(None), "degradation": Conditioner, "both": Conditioner, "oracle": Oracle}
     weights = {}
     for context, kind in kinds.items():
         steered = spec | {"context": context, "steps": 2}
         trainer = arm(photos, tmp_path, context, steered, out=tmp_path / context, vlm=vlm_folder)
-        assert isinstance(trainer.system.guide, kind) and trainer.rows[-1]["step"] == trainer.steps == 2
-        assert trainer.told == (1.0 if context == "oracle" else TRAINING["told"])
+        assert isinstance(trainer.system.conditioner, kind) and trainer.rows[-1]["step"] == trainer.steps == 2
+        assert trainer.hints == (1.0 if context == "oracle" else TRAINING["told"])
         restorer = load_part("restorer", tmp_path / context / "restorer.safetensors")
-        assert restorer.coded and not (tmp_path / context / "trunk.safetensors").exists()
+        assert restorer.level_conditioned and not (tmp_path / context / "trunk.safetensors").exists()
         weights[context] = restorer.state_dict()
         fresh = make_restorer(**RESTORER, context=restorer.config["context"]).steering
         assert set(fresh) == {"none": set(), "both": {"degradation", "content"}}.get(context, {"degradation"})
@@ -401,37 +401,37 @@ class Listener(torch.nn.Module):
         self.place = device
         return super().to(device)
 
-    def forward(self, decoded, told=None):
-        self.heard.append(told)
+    def forward(self, decoded, hints=None):
+        self.heard.append(hints)
         return Context()
 
 
-def listen(photos, tasks, mixed, told):
+def listen(photos, tasks, mixed, hints):
     torch.manual_seed(0)
-    guide = Listener()
+    conditioner = Listener()
     stream = PairStream(photos, tasks, 32, 6, 0, 0.0, (0.0, 1.0), 1, 10, mixed=mixed)
     trainer = Trainer(
-        LLICM(None, make_restorer(**RESTORER), guide), ["restorer"], Objective(**RESTORE), stream, tasks,
-        steps=4, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=4, told=told,
+        LLICM(None, make_restorer(**RESTORER), conditioner), ["restorer"], Objective(**RESTORE), stream, tasks,
+        steps=4, warmup=1, lr=1e-3, clip=1.0, precision="fp32", seed=0, log_every=4, hints=hints,
     )  # fmt: skip
-    assert guide.place == trainer.accelerator.device, "the guide is no part of the system, yet must go where it goes"
+    assert conditioner.place == trainer.accelerator.device, "the guide is no part of the system, yet must go where it goes"
     (row,) = trainer.run()
-    return guide.heard, row, [stream.batch(step) for step in range(4)]
+    return conditioner.heard, row, [stream.batch(step) for step in range(4)]
 
 
 def test_what_the_guide_is_told_in_training(photos):
     tasks = ["noisy", "hazy", "low-light"]
-    heard, row, batches = listen(photos, tasks, mixed=0.5, told=1.0)
-    for told, batch in zip(heard, batches, strict=True):
+    heard, row, batches = listen(photos, tasks, mixed=0.5, hints=1.0)
+    for hints, batch in zip(heard, batches, strict=True):
         pairs = zip(batch.task.tolist(), batch.second.tolist(), strict=True)
-        assert told == [degradation_text(tasks[i] for i in pair if i >= 0) for pair in pairs]
-    assert any(", " in text for told in heard for text in told)
-    some, _, _ = listen(photos, tasks, mixed=0.5, told=0.5)
-    silent = [text is None for told in some for text in told]
+        assert hints == [degradation_text(tasks[i] for i in pair if i >= 0) for pair in pairs]
+    assert any(", " in text for hints in heard for text in hints)
+    some, _, _ = listen(photos, tasks, mixed=0.5, hints=0.5)
+    silent = [text is None for hints in some for text in hints]
     assert 4 <= sum(silent) <= 20
-    for told, full in zip(some, heard, strict=True):
-        assert all(text in (None, loud) for text, loud in zip(told, full, strict=True))
-    assert listen(photos, tasks, mixed=0.5, told=0.0)[0] == [None] * 4
+    for hints, full in zip(some, heard, strict=True):
+        assert all(text in (None, loud) for text, loud in zip(hints, full, strict=True))
+    assert listen(photos, tasks, mixed=0.5, hints=0.0)[0] == [None] * 4
 
 
 def test_mixed_rows_are_of_no_task_in_the_log(photos):
@@ -451,8 +451,8 @@ def test_a_restorer_is_adapted_to_conventional_codecs(photos, tmp_path):
     files = [tmp_path / out / "restorer.safetensors" for out in ("once", "again")]
     assert files[0].read_bytes() == files[1].read_bytes()
     restorer = load_part("restorer", files[0])
-    assert restorer.coded and not load_part("restorer", tmp_path / "separate/restorer/restorer.safetensors").coded
-    assert restorer.code.weight.abs().sum() > 0, "the quality must reach the restorer"
+    assert restorer.level_conditioned and not load_part("restorer", tmp_path / "separate/restorer/restorer.safetensors").level_conditioned
+    assert restorer.level.weight.abs().sum() > 0, "the quality must reach the restorer"
     assert trained.system.codec is None and trained.step == TRAINING["trunk"] + TRAINING["branch"]
 
 

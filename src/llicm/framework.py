@@ -29,7 +29,7 @@ from llicm.images import quantize8
 from llicm.weights import pack, unpack
 from llicm.registry import make_restorer
 from llicm.vlm.context import Context
-from llicm.vlm.guide import Guide, Oracle
+from llicm.vlm.conditioner import Conditioner, Oracle
 
 __all__ = ["LLICM", "Output", "load_part", "make_part", "save_part"]
 
@@ -75,22 +75,22 @@ class LLICM(nn.Module):
     Args:
         codec: a learned codec, or None: X̂ = X.
         restorer: a restorer, or None: X̂_H = X̂.
-        guide: what steers the restorers (see `llicm.vlm.guide`), or None. It is not a part that is trained or saved.
+        guide: what steers the restorers (see `llicm.vlm.conditioner`), or None. It is not a part that is trained or saved.
         prefilter: a restorer that X goes through before it is coded, frozen; or None.
     """
 
     def __init__(
-        self, codec: nn.Module | None, restorer: nn.Module | None, guide: Guide | Oracle | None = None,
+        self, codec: nn.Module | None, restorer: nn.Module | None, conditioner: Conditioner | Oracle | None = None,
         prefilter: nn.Module | None = None,
     ):  # fmt: skip
         super().__init__()
         self.codec, self.restorer = codec, restorer
         # How much more strongly P may pull at X̂ than D does: the ratio of their weights, if both were of one size.
         self.most = 1.0
-        self._frozen = (guide, prefilter)  # in a tuple, so that they are none of this module's parts
+        self._frozen = (conditioner, prefilter)  # in a tuple, so that they are none of this module's parts
 
     @property
-    def guide(self) -> Guide | Oracle | None:
+    def conditioner(self) -> Conditioner | Oracle | None:
         return self._frozen[0]
 
     @property
@@ -102,10 +102,10 @@ class LLICM(nn.Module):
         """What is coded: X (N, 3, H, W) itself, or X as the prefilter restores it, in [0, 1]."""
         if self.prefilter is None:
             return x
-        return LLICM(None, self.prefilter, self.guide).enhance(x).float().clamp(0, 1)
+        return LLICM(None, self.prefilter, self.conditioner).enhance(x).float().clamp(0, 1)
 
     def forward(
-        self, x: Tensor, level: Tensor | None = None, told: Sequence[str | None] | None = None,
+        self, x: Tensor, level: Tensor | None = None, hints: Sequence[str | None] | None = None,
         ideal: Tensor | None = None, diffusion: str | None = None,
     ) -> Output:  # fmt: skip
         """Differentiable pass for training.
@@ -131,14 +131,14 @@ class LLICM(nn.Module):
             lmbda = self.codec.lambdas(level)
             decoded, seen = _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt(), self.most)
         if ideal is None or not hasattr(self.restorer, "training_loss"):
-            return Output(decoded, self.enhance(seen, code, told), likelihoods)
+            return Output(decoded, self.enhance(seen, code, hints), likelihoods)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
         loss, enhanced = self.restorer.training_loss(
-            ideal, seen, code, self._context(seen, told), generator, diffusion or self.restorer.predicts
+            ideal, seen, code, self._context(seen, hints), generator, diffusion or self.restorer.predicts
         )
         return Output(decoded, enhanced, likelihoods, loss)
 
-    def enhance(self, decoded: Tensor, code: Tensor | None = None, told: Sequence[str | None] | None = None) -> Tensor:
+    def enhance(self, decoded: Tensor, code: Tensor | None = None, hints: Sequence[str | None] | None = None) -> Tensor:
         """X̂ (N, 3, H, W) to X̂_H.
 
         Args:
@@ -147,10 +147,10 @@ class LLICM(nn.Module):
         """
         if self.restorer is None:
             return decoded
-        return self.restorer(decoded, code, self._context(decoded, told))
+        return self.restorer(decoded, code, self._context(decoded, hints))
 
-    def _context(self, decoded: Tensor, told: Sequence[str | None] | None) -> Context | None:
-        return None if self.guide is None else self.guide(decoded.detach(), told)
+    def _context(self, decoded: Tensor, hints: Sequence[str | None] | None) -> Context | None:
+        return None if self.conditioner is None else self.conditioner(decoded.detach(), hints)
 
     def relative_level(self, level: Tensor) -> Tensor:
         """Level on a scale from 0 (lowest rate) to 1 (highest)."""

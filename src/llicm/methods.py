@@ -23,7 +23,7 @@ from llicm.codec.conventional import find_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM, load_part
 from llicm.images import quantize8
-from llicm.vlm.guide import Oracle, guide_for
+from llicm.vlm.conditioner import Oracle, conditioner_for
 
 __all__ = ["Clock", "Coded", "Method", "ORDERS", "find_part", "load_methods"]
 
@@ -100,7 +100,7 @@ class Method:
     levels: tuple[float, ...]
     coder: Coder
     restorer: nn.Module | None
-    guide: nn.Module | None = None
+    conditioner: nn.Module | None = None
     steps: int | None = None
     prefilter: nn.Module | None = None
 
@@ -121,7 +121,7 @@ class Method:
                 X or X restored. None to compute everything.
             clock: counts the seconds of encoding, decoding and restoring; or None.
         """
-        task = task if isinstance(self.guide, Oracle) else None
+        task = task if isinstance(self.conditioner, Oracle) else None
         memo, clock, seconds = {} if memo is None else memo, clock or Clock(), 0.0
         first = self.order if self.order in ("before", "around") else None
         if first:
@@ -164,7 +164,7 @@ class Method:
         self, image: Tensor, code: float | None, task: str | None, clock: Clock, restorer: nn.Module | None = None
     ) -> tuple[Tensor, float]:
         """An image (3, H, W) restored, by the method's restorer if no other is given, and the seconds that took."""
-        system = LLICM(None, restorer or self.restorer, self.guide)
+        system = LLICM(None, restorer or self.restorer, self.conditioner)
         if self.steps is not None:  # the methods of a family share one restorer
             self.restorer.steps = self.steps
         before = clock.seconds["restore"]
@@ -192,7 +192,7 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
         family: its name. spec: `codec` ("learned", "raw" or a conventional codec), `models` (folder below `models`),
             `restorer` (that of the restorer below it, if there are several), `levels`, and `methods` (name -> order, or
             `order` with any of: `steps` of a diffusion restorer, `codec` and `levels` in place of the family's).
-        models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.guide`).
+        models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.conditioner`).
 
     Raises:
         UserError: unknown codec or order, or missing weights.
@@ -213,12 +213,12 @@ def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Metho
     for name, entry in entries.items():
         if entry.get("steps") and not hasattr(restorer, "steps"):
             raise UserError(f"params.yaml: method '{name}' has steps, but its restorer is no diffusion model")
-    told, guide = restorer is not None and restorer.coded, guide_for(restorer, vlm)
+    told, conditioner = restorer is not None and restorer.level_conditioned, conditioner_for(restorer, vlm)
     coders = {name: _coder(name, folder, told) for name in {e.get("codec", spec["codec"]) for e in entries.values()}}
     return [
         Method(
             name=name, family=family, order=entry["order"], levels=tuple(entry.get("levels", spec["levels"])),
-            coder=coders[entry.get("codec", spec["codec"])], restorer=restorer, guide=guide, steps=entry.get("steps"),
+            coder=coders[entry.get("codec", spec["codec"])], restorer=restorer, conditioner=conditioner, steps=entry.get("steps"),
             prefilter=prefilter if entry["order"] == "around" else None,
         )
         for name, entry in entries.items()

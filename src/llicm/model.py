@@ -19,7 +19,7 @@ from llicm.framework import LLICM, make_part
 from llicm.weights import halve, pack, unpack
 from llicm.vlm.clip import WORDS, degradation_text
 from llicm.vlm.daclip import make_daclip
-from llicm.vlm.guide import Guide
+from llicm.vlm.conditioner import Conditioner
 
 __all__ = ["DEFAULT_MODEL", "PUBLISHED_MODEL", "default_model", "load_model", "save_model"]
 
@@ -51,16 +51,16 @@ def save_model(system: LLICM, path: str | Path) -> None:
         if part is not None:
             state |= {f"{kind}.{name}": value for name, value in pack(part).items()}
     config["guide"] = None
-    if system.guide is not None:
-        if not isinstance(system.guide, Guide):
+    if system.conditioner is not None:
+        if not isinstance(system.conditioner, Conditioner):
             raise ValueError("only a guide that looks at images can be saved")
         texts = [degradation_text(pair) for pair in itertools.combinations_with_replacement(WORDS, 2)]
-        model = system.guide.model
-        config["guide"] = {"view": system.guide.view, "clip": model.clip_config, "words": texts}
+        model = system.conditioner.model
+        config["guide"] = {"view": system.conditioner.view, "clip": model.clip_config, "words": texts}
         state |= {
             f"guide.{name}": v for name, v in halve(model, model.state_dict()).items() if name.startswith(_VISION)
         }
-        state["guide.words"] = system.guide.text(texts)
+        state["guide.words"] = system.conditioner.text(texts)
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     write_atomically(path, save(state, metadata={"config": json.dumps(config, sort_keys=True)}))
 
@@ -90,14 +90,14 @@ def load_model(path: str | Path | None = None) -> LLICM:
         parts = {
             kind: make_part(kind, config[kind], _below(state, f"{kind}.")) if config[kind] else None for kind in _PARTS
         }
-        guide = _guide(config["guide"], _below(state, "guide.")) if config["guide"] else None
+        conditioner = _guide(config["guide"], _below(state, "guide.")) if config["guide"] else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a model of this project ({reason}); get it again with `make model`") from None
-    return LLICM(parts["codec"], parts["restorer"], guide, parts["prefilter"]).eval()
+    return LLICM(parts["codec"], parts["restorer"], conditioner, parts["prefilter"]).eval()
 
 
-def _guide(config: dict, state: dict[str, torch.Tensor]) -> Guide:
+def _guide(config: dict, state: dict[str, torch.Tensor]) -> Conditioner:
     vocabulary = dict(zip(config["words"], state.pop("words"), strict=True))
     with torch.random.fork_rng(devices=[]):
         model = make_daclip(config["clip"])
@@ -105,7 +105,7 @@ def _guide(config: dict, state: dict[str, torch.Tensor]) -> Guide:
     missing = [name for name in faults.missing_keys if name.startswith(_VISION)]
     if missing or faults.unexpected_keys:
         raise ValueError(f"the guide's weights do not fit: {[*missing, *faults.unexpected_keys][0]}")
-    return Guide(model.eval(), config["view"], vocabulary)
+    return Conditioner(model.eval(), config["view"], vocabulary)
 
 
 def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

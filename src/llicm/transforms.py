@@ -43,7 +43,7 @@ class BlockDCT(nn.Module):
     Coefficients are ordered by frequency, with colour counted as 2.2 times as high.
 
     Attributes:
-        spread: (1, channels, 1, 1), rough standard deviation of each coefficient for natural images in [0, 1], whose
+        std: (1, channels, 1, 1), rough standard deviation of each coefficient for natural images in [0, 1], whose
             amplitude falls as 1/frequency (Field, "Relations between the statistics of natural images and the
             response properties of cortical cells", JOSA A 1987).
     """
@@ -61,9 +61,9 @@ class BlockDCT(nn.Module):
             for colour in range(3) for u in range(side) for v in range(side)
         )[:channels]  # fmt: skip
         kernels = [np.einsum("c,i,j->cij", OPPONENT[colour], basis[u], basis[v]) for _, colour, u, v in chosen]
-        spread = [(1.2 if colour else 4.0) / (1 + 1.5 * math.hypot(u, v)) for _, colour, u, v in chosen]
+        std = [(1.2 if colour else 4.0) / (1 + 1.5 * math.hypot(u, v)) for _, colour, u, v in chosen]
         self.register_buffer("kernels", torch.tensor(np.stack(kernels), dtype=torch.float32), persistent=False)
-        self.register_buffer("spread", torch.tensor(spread).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (N, 3, H, W), sides multiples of 16, to coefficients (N, channels, H/16, W/16), in float32."""

@@ -10,7 +10,7 @@ ideal image than at a lower rate. The test, for each method, task and metric:
 2. Student's t over the images, one-sided: is the mean drop larger than zero?
 3. Over all methods and tasks of a metric, the rate of false discoveries is held at 5 % (Benjamini and Hochberg, 1995).
 
-A curve is *abnormal* if it passes. A curve that rises to its highest rate has a drop of zero.
+A curve is *non-monotone* if it passes. A curve that rises to its highest rate has a drop of zero.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from llicm.benchmark.bdrate import SSIM_FAMILY, to_db
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import curve_images, mean_curves
 
-__all__ = ["COLUMNS", "FALSE_DISCOVERIES", "abnormal"]
+__all__ = ["COLUMNS", "FALSE_DISCOVERIES", "non_monotone"]
 
 FALSE_DISCOVERIES = 0.05
 COLUMNS = (
     "metric", "task", "method", "images", "peak_level", "peak_bpp", "top_bpp", "drop", "drop_low", "t", "p", "q",
-    "abnormal",
+    "non_monotone",
 )  # fmt: skip
 
 
-def abnormal(
+def non_monotone(
     records: pd.DataFrame, metrics: Sequence[str], tasks: Sequence[str], methods: Sequence[str]
 ) -> pd.DataFrame:
     """Test every curve, a row each.
@@ -43,8 +43,8 @@ def abnormal(
         The columns ``COLUMNS``: `images` their number; `peak_level` and `peak_bpp` where the mean curve is the best;
         `top_bpp` its highest rate; `drop` the mean drop and `drop_low` the lower end of its one-sided 95 % interval;
         `t`, `p` the statistic and its probability if nothing fell; `q` the same held against all curves of the
-        metric; `abnormal` whether q is at most ``FALSE_DISCOVERIES``. With fewer than three images, or where all drops
-        are equal, t, p and q are NaN and nothing is abnormal.
+        metric; `non_monotone` whether q is at most ``FALSE_DISCOVERIES``. With fewer than three images, or where all drops
+        are equal, t, p and q are NaN and nothing is non-monotone.
     """
     rows = []
     for metric in metrics:
@@ -88,5 +88,5 @@ def _discoveries(rows: list[dict]) -> list[dict]:
     for row, q in zip(tested, held, strict=True):
         row["q"] = float(q)
     for row in rows:
-        row["abnormal"] = bool(row.setdefault("q", np.nan) <= FALSE_DISCOVERIES)
+        row["non_monotone"] = bool(row.setdefault("q", np.nan) <= FALSE_DISCOVERIES)
     return rows

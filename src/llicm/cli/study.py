@@ -340,7 +340,7 @@ def decompress(
     jobs = plan(inputs, output, f".{wanted or 'png'}", streams=True)
     formats = {job: format_of(job.target, wanted) for job in jobs}
 
-    parts = ("codec", *([] if as_captured else ["restorer"]), *(["guide"] if task else []))
+    parts = ("codec", *([] if as_captured else ["restorer"]), *(["conditioner"] if task else []))
 
     def prepare() -> Callable[["Job"], tuple[bytes, str]]:
         @functools.cache
@@ -389,7 +389,7 @@ def restore(
     formats = {job: format_of(job.target, wanted) for job in jobs}
 
     def prepare() -> Callable[["Job"], tuple[bytes, str]]:
-        system = _load(model, "restorer", *(["guide"] if task else []))
+        system = _load(model, "restorer", *(["conditioner"] if task else []))
         import torch
 
         @torch.no_grad()
@@ -560,7 +560,7 @@ def evaluate(
     from llicm.images import quantize8
 
     measures = make_metrics(list(metrics))
-    system = _load(model, "codec", "restorer", *(["guide"] if task else []))
+    system = _load(model, "codec", "restorer", *(["conditioner"] if task else []))
     top = _check_levels(system, levels or ())
 
     def work(path: Path) -> list[dict[str, Any]]:

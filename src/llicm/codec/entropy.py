@@ -58,7 +58,7 @@ class Encoder:
         self._parts: list[tuple[np.ndarray, object]] = []
         self._sum = zlib.crc32(frame)
 
-    def symbols(self, tables: Tables, kinds: np.ndarray, values: np.ndarray) -> None:
+    def symbols(self, tables: Tables, indexes: np.ndarray, values: np.ndarray) -> None:
         """Add symbols.
 
         Args:
@@ -71,15 +71,15 @@ class Encoder:
             raise ValueError(f"a symbol is beyond {SYMBOL_LIMIT}: the weights are damaged or not trained")
         self._sum = _checksum(values, self._sum)
         beyond = []
-        for kind, places in _groups(kinds, len(tables)):
-            entry = values[places] - tables.first[kind]
-            escape = tables.escape[kind]
+        for index, places in _groups(indexes, len(tables)):
+            entry = values[places] - tables.first[index]
+            escape = tables.escape[index]
             high, low = entry >= escape, entry < 0
             outside = high | low
             if outside.any():
                 beyond.append(np.where(high, 2 * (entry - escape), -2 * entry - 1)[outside])
                 entry = np.where(outside, escape, entry)
-            self._parts.append((entry.astype(np.int32), tables.models[kind]))
+            self._parts.append((entry.astype(np.int32), tables.models[index]))
         if beyond:
             self._numbers(np.concatenate(beyond))
 
@@ -118,28 +118,28 @@ class Decoder:
         self._coder = _ANS(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
         self._sum = zlib.crc32(frame)
 
-    def symbols(self, tables: Tables, kinds: np.ndarray) -> np.ndarray:
+    def symbols(self, tables: Tables, indexes: np.ndarray) -> np.ndarray:
         """Symbols (n,) int32 of the kinds (n,).
 
         Raises:
             BitstreamError: nonsense behind an escape.
         """
-        values = np.zeros(len(kinds), np.int32)
+        values = np.zeros(len(indexes), np.int32)
         escaped, escapes = [], []
-        for kind, places in _groups(kinds, len(tables)):
-            entry = self._coder.decode(tables.models[kind], len(places))
-            values[places] = entry + tables.first[kind]
-            outside = entry == tables.escape[kind]
+        for index, places in _groups(indexes, len(tables)):
+            entry = self._coder.decode(tables.models[index], len(places))
+            values[places] = entry + tables.first[index]
+            outside = entry == tables.escape[index]
             if outside.any():
                 escaped.append(places[outside])
-                escapes.append(np.full(int(outside.sum()), kind))
+                escapes.append(np.full(int(outside.sum()), index))
         if escaped:
-            places, kind = np.concatenate(escaped), np.concatenate(escapes)
+            places, index = np.concatenate(escaped), np.concatenate(escapes)
             number = self._numbers(len(places))
             if number.max(initial=0) > 2 * SYMBOL_LIMIT + 1:
                 raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
-            first = np.asarray(tables.first)[kind]
-            beyond = first + np.asarray(tables.escape)[kind] + number // 2
+            first = np.asarray(tables.first)[index]
+            beyond = first + np.asarray(tables.escape)[index] + number // 2
             values[places] = np.where(number % 2 == 0, beyond, first - (number + 1) // 2)
         self._sum = _checksum(values, self._sum)
         return values
@@ -171,9 +171,9 @@ def _checksum(values: np.ndarray, start: int) -> int:
     return zlib.crc32(values.astype("<i4").tobytes(), start)
 
 
-def _groups(kinds: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
+def _groups(indexes: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
     """Each kind that occurs, ascending, with the places (in order) where it does."""
-    order = np.argsort(kinds, kind="stable")
-    ends = np.cumsum(np.bincount(kinds, minlength=count))
+    order = np.argsort(indexes, kind="stable")
+    ends = np.cumsum(np.bincount(indexes, minlength=count))
     starts = ends - np.diff(ends, prepend=0)
     return [(k, order[a:b]) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]

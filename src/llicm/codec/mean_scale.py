@@ -92,17 +92,17 @@ class _Block(nn.Module):
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        scale, shift = self.film(torch.stack([place, place.square()], 1))[..., None, None].chunk(2, 1)
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.film(torch.stack([level, level.square()], 1))[..., None, None].chunk(2, 1)
         return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
 
 
 class _Transform(nn.Sequential):
     """Layers in a row; the blocks among them are told the `place` (N,) of the level in [0, 1]."""
 
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x, place) if isinstance(layer, _Block) else layer(x)
+            x = layer(x, level) if isinstance(layer, _Block) else layer(x)
         return x
 
 
@@ -166,7 +166,7 @@ class GainedHyperprior(CompressionModel):
         start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
         self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
         self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
-        # What the entropy coder needs, shipped with the weights and made once, by `finish`: for each level and channel
+        # What the entropy coder needs, shipped with the weights and made once, by `update`: for each level and channel
         # log2 of gain and spread in 1/64 octave; the tables' frequencies, one after the other; how many entries belong
         # to each of them, those of z before those of y; the symbol of each first entry.
         self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
@@ -212,7 +212,7 @@ class GainedHyperprior(CompressionModel):
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def update(self) -> None:
         """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
 
         The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
@@ -229,8 +229,8 @@ class GainedHyperprior(CompressionModel):
             for cdf, length in zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
         ]
         first = (median + self.eb_z._offset).tolist()
-        for kind in range(TABLES):
-            scale = 2.0 ** ((FIRST_SCALE + kind * TABLE_STEP) / OCTAVE)
+        for index in range(TABLES):
+            scale = 2.0 ** ((FIRST_SCALE + index * TABLE_STEP) / OCTAVE)
             most = math.ceil(4.5 * scale)
             edges = ndtr((np.arange(-most, most + 2) - 0.5) / scale)
             likely = np.append(np.diff(edges), 2 * edges[0])  # beyond: the escape
@@ -239,8 +239,8 @@ class GainedHyperprior(CompressionModel):
         self.frequencies = torch.tensor(np.concatenate(counts), dtype=torch.int32)
         self.lengths.copy_(torch.tensor([len(c) for c in counts]))
         self.first.copy_(torch.tensor(first))
-        spread = self.dct.spread.double().log2().view(1, -1)
-        self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round())
+        std = self.dct.std.double().log2().view(1, -1)
+        self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + std)).round())
         self._coding = self._cached_id = None
 
     def load_state_dict(self, state_dict, strict: bool = True):
@@ -281,9 +281,9 @@ class GainedHyperprior(CompressionModel):
         if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
             raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
         z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
-        kinds, means = self._kinds_and_means(z_hat, level, gain)
-        residual = torch.where(kinds > 0, (y - means).round(), 0.0)
-        payload = self.code(z_hat[0], kinds[0], residual[0], frame(height, width, level))
+        indexes, means = self._indexes_and_means(z_hat, level, gain)
+        residual = torch.where(indexes > 0, (y - means).round(), 0.0)
+        payload = self.code(z_hat[0], indexes[0], residual[0], frame(height, width, level))
         return pack(Bitstream(self._id(), height, width, level, payload))
 
     @torch.no_grad()
@@ -308,7 +308,7 @@ class GainedHyperprior(CompressionModel):
             raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
         return x_hat, stream.level
 
-    def code(self, z_hat: Tensor, kinds: Tensor, residual: Tensor, frame: bytes) -> bytes:
+    def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
         """The payload: z (C, h, w) by channel, then y's residuals (M, 4 h, 4 w) by table, a check after each.
 
         Args:
@@ -321,9 +321,9 @@ class GainedHyperprior(CompressionModel):
         encoder = Encoder(frame)
         encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
         encoder.check()
-        kinds = kinds.flatten().numpy()
-        coded = np.flatnonzero(kinds)
-        encoder.symbols(y_tables, kinds[coded], residual.flatten().numpy()[coded].astype(np.int64))
+        indexes = indexes.flatten().numpy()
+        coded = np.flatnonzero(indexes)
+        encoder.symbols(y_tables, indexes[coded], residual.flatten().numpy()[coded].astype(np.int64))
         encoder.check()
         return encoder.finish()
 
@@ -348,8 +348,8 @@ class GainedHyperprior(CompressionModel):
         Raises:
             BitstreamError: the payload was not made for this image.
         """
-        z_hat, kinds, residual, _ = self._read(stream, self.gains(torch.tensor([stream.level]))[0])
-        return z_hat[0], kinds[0], residual[0]
+        z_hat, indexes, residual, _ = self._read(stream, self.gains(torch.tensor([stream.level]))[0])
+        return z_hat[0], indexes[0], residual[0]
 
     def _read(self, stream: Bitstream, gain: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z (1, N, h, w); of y tables, residuals and means (1, M, 4 h, 4 w)."""
@@ -361,16 +361,16 @@ class GainedHyperprior(CompressionModel):
         decoder.check()
         if float(z_hat.abs().max()) > HYPER_LIMIT:
             raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
-        kinds, means = self._kinds_and_means(z_hat, stream.level, gain)
-        flat = kinds.flatten().numpy()
+        indexes, means = self._indexes_and_means(z_hat, stream.level, gain)
+        flat = indexes.flatten().numpy()
         coded = np.flatnonzero(flat)
         residual = np.zeros(len(flat), np.float32)
         residual[coded] = decoder.symbols(y_tables, flat[coded])
         decoder.check()
         decoder.finish()
-        return z_hat, kinds, torch.from_numpy(residual).view_as(means), means
+        return z_hat, indexes, torch.from_numpy(residual).view_as(means), means
 
-    def _kinds_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _indexes_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
         """For each symbol of y its table (uint8, 0: not coded), by integers alone, and its mean in quantiser steps."""
         log_scale, mean = self.h_s(z_hat).chunk(2, 1)
         position = round(level * LEVEL_UNIT)
@@ -380,13 +380,13 @@ class GainedHyperprior(CompressionModel):
         offset = (ends[0] * (LEVEL_UNIT - share) + ends[1] * share + LEVEL_UNIT // 2) // LEVEL_UNIT
         # Multiples of a power of two until here, so the product is exact and the rounding the same everywhere.
         scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().int() + offset.int()[:, None, None]
-        kinds = torch.div(scale - FIRST_SCALE + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
-        return kinds.clamp(0, TABLES - 1).to(torch.uint8), gain * self.dct.spread * mean
+        indexes = torch.div(scale - FIRST_SCALE + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
+        return indexes.clamp(0, TABLES - 1).to(torch.uint8), gain * self.dct.std * mean
 
     def _tables(self) -> tuple[Tables, Tables]:
         if self._coding is None:
             if not len(self.frequencies):
-                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call finish()")
+                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call update()")
             ends = self.lengths.cumsum(0)[:-1].tolist()
             parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
             self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
@@ -398,16 +398,16 @@ class GainedHyperprior(CompressionModel):
         y = self.dct(x) * gain
         known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
         attenuation, addition = self.decide(known).float().chunk(2, 1)
-        return y * (1 + attenuation) + gain * self.dct.spread * addition
+        return y * (1 + attenuation) + gain * self.dct.std * addition
 
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
         """Latent behind the inverse gain to image, not clamped."""
-        return self.dct.inverse(y) + self.g_s(y / self.dct.spread, self.relative_level(level)).float() + 0.5
+        return self.dct.inverse(y) + self.g_s(y / self.dct.std, self.relative_level(level)).float() + 0.5
 
     def _y_parameters(self, z_hat: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
         """Scales and means of y in quantiser steps; predicted in units of each coefficient's usual spread."""
         log_scale, mean = self.h_s(z_hat).chunk(2, 1)
-        unit = gain * self.dct.spread
+        unit = gain * self.dct.std
         return unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
 
     def relative_level(self, level: Tensor) -> Tensor:

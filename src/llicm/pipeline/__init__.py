@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def __getattr__(name: str):
     if name == "Scratch":  # imported on demand: it needs torch, the rest of `study` does not
-        from llicm.pipeline.checkpoint import Scratch
+        from llicm.pipeline.checkpoint import Checkpoint
 
-        return Scratch
+        return Checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -20,7 +20,7 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
 from llicm.pipeline.parameters import load
-from llicm.pipeline.checkpoint import Scratch
+from llicm.pipeline.checkpoint import Checkpoint
 
 __all__ = ["run_benchmark"]
 
@@ -75,7 +75,7 @@ def run_benchmark(
         measured = tuple(metrics or spec.get("metrics") or params["evaluate"]["metrics"])
         determined = {**settings, "family": name, "spec": spec, "metrics": measured, "seed": params["seed"]}
         used = [work / "pairs", models / spec["models"], *(path for path in (vlm, fit) if path.exists())]
-        scratch = Scratch(f"benchmark-{name}", determined, inputs=used, root=root / ".run" / "scratch")
+        scratch = Checkpoint(f"benchmark-{name}", determined, inputs=used, root=root / ".run" / "scratch")
         plan = Plan(
             family=name, spec=spec, models=models, vlm=vlm, metrics=measured, niqe_fit=fit,
             streams=work / "bitstreams" / name, weights=params["evaluate"]["weights"], keep=scratch.folder,

@@ -27,7 +27,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SKIP = {"__pycache__", ".ipynb_checkpoints"}
 
 
-class Scratch:
+class Checkpoint:
     """The checkpoint of one training run.
 
     A resumed run must end in the same bytes as an uninterrupted one: the state handed to `save` holds

@@ -16,7 +16,7 @@ from llicm.data.pairs import read_training_pairs
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.pipeline.parameters import load, validate
-from llicm.pipeline.checkpoint import Scratch
+from llicm.pipeline.checkpoint import Checkpoint
 from llicm.training.loop import train_arm
 
 __all__ = ["change", "train"]
@@ -77,7 +77,7 @@ def train(
             if not path.is_file():
                 raise UserError(f"{path}: no such weights, which arm {arm} starts from; train that arm first.")
         inputs = [photos, *([profile / paired] if paired else []), *([vlm] if vlm.exists() else []), *started]
-        checkpoint = Scratch(f"train-{arm}", {**groups, "spec": spec}, inputs=inputs, root=profile / ".run" / "scratch")
+        checkpoint = Checkpoint(f"train-{arm}", {**groups, "spec": spec}, inputs=inputs, root=profile / ".run" / "scratch")
         print(f"arm {arm}: trains {', '.join(spec['trains'])} on {len(corpus.train)} photos", file=sys.stderr)
         trainer = train_arm(
             arm, spec, photos=list(corpus.train.values()), tasks=tasks, models=models, vlm=vlm, out=folder,

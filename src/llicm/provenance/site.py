@@ -38,7 +38,7 @@ CAPTIONS = {
     "bd_rate_psnr": "BD-rate of LL-ICM in PSNR against each method. Blue: LL-ICM needs fewer bits for equal quality.",
     "figure_6_pictures": "Figure 6: pictures at one rate per task: the input X, what the strongest baseline makes of "
     "it, and LL-ICM's decoded X̂ and enhanced X̂_H.",
-    "figure_5_abnormal": "Figure 5: why quality falls with the rate. How much of the noise is still in the decoded "
+    "figure_5_non_monotone": "Figure 5: why quality falls with the rate. How much of the noise is still in the decoded "
     "image, the quality of the output, and what a codec keeps.",
     "confusion": "What the vision-language model takes each degradation for, uncompressed and through the codec.",
     "figure_1_frameworks": "Figure 1: the frameworks compared, from a degraded image X to an enhanced one.",
@@ -54,7 +54,7 @@ TABLES = {
     "headline": "LL-ICM against the strongest baseline of each task",
     "readme": "LL-ICM against every method in PSNR",
     "bd_rate": "Every comparison in every metric",
-    "abnormal": "Curves that fall with the rate",
+    "non_monotone": "Curves that fall with the rate",
     "disagreements": "Where metrics disagree",
     "extra": "Clean input, mixtures and other severities",
     "recognition": "What the vision-language model recognises",

@@ -33,7 +33,7 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 
 __all__ = [
-    "abnormal_why",
+    "non_monotone_why",
     "bd_heatmap",
     "bd_markdown",
     "confusion",
@@ -279,7 +279,7 @@ def line_styles(records: pd.DataFrame, methods: Sequence[str]) -> dict[str, dict
 
 
 @styled
-def abnormal_why(
+def non_monotone_why(
     records: pd.DataFrame,
     task: str,
     methods: Sequence[str],

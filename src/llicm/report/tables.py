@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from llicm.benchmark.non_monotone import abnormal
+from llicm.benchmark.non_monotone import non_monotone
 from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_intervals, bd_table, interpolations
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.probes import kept_energy
@@ -24,7 +24,7 @@ from llicm.methods import Coded, load_methods
 __all__ = [
     "ablation",
     "ablation_markdown",
-    "abnormal_markdown",
+    "non_monotone_markdown",
     "budgets",
     "disagreements",
     "disagreements_markdown",
@@ -70,7 +70,7 @@ ABLATION = (
 
 
 # marker in the README -> file below results/
-_BOTH = ("headline", "abnormal", "disagreements", "ablation", "recognition")
+_BOTH = ("headline", "non_monotone", "disagreements", "ablation", "recognition")
 README_TABLES = {
     **{name: f"tables/{name}.md" for name in _BOTH},
     "results": "tables/readme.md",
@@ -172,7 +172,7 @@ def write_comparisons(
 ) -> pd.DataFrame:
     """Write all tables that follow from records alone; returns that of BD-rates, with the intervals of LL-ICM's.
 
-    ``bd_rate.csv.gz``, ``bd_rate.md``, ``interpolations.csv.gz``, ``abnormal.csv.gz``, ``abnormal.md``, and if
+    ``bd_rate.csv.gz``, ``bd_rate.md``, ``interpolations.csv.gz``, ``non_monotone.csv.gz``, ``non_monotone.md``, and if
     there is a baseline ``headline.csv``, ``.md`` and ``.tex`` (of LL-ICM with a prefilter: ``headline_prefilter``),
     ``disagreements.csv`` and ``.md``.
 
@@ -205,9 +205,9 @@ def write_comparisons(
         put(conflicts, "disagreements.csv")
         write_atomically(out / "disagreements.md", disagreements_markdown(conflicts).encode())
     put(table, "bd_rate.csv.gz")
-    fallen = abnormal(records, metrics, tasks, methods)
-    put(fallen, "abnormal.csv.gz")
-    write_atomically(out / "abnormal.md", abnormal_markdown(fallen, tasks).encode())
+    fallen = non_monotone(records, metrics, tasks, methods)
+    put(fallen, "non_monotone.csv.gz")
+    write_atomically(out / "non_monotone.md", non_monotone_markdown(fallen, tasks).encode())
     return table
 
 
@@ -604,18 +604,18 @@ def _ablation_lines(rows: pd.DataFrame, metric: str, anchor: str) -> list[str]:
     return [*lines, "", f"By mean BD-{label} against {anchor}, {'; '.join(verdicts)}."]
 
 
-def abnormal_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
+def non_monotone_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
     """How many curves fall with the rate, by metric and task, and the methods they belong to.
 
     Args:
-        table: made by `llicm.benchmark.non_monotone.abnormal`.
+        table: made by `llicm.benchmark.non_monotone.non_monotone`.
     """
     lines = ["| metric | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for metric in dict.fromkeys(table["metric"]):
         cells = []
         for task in tasks:
             of = table[(table["metric"] == metric) & (table["task"] == task)]
-            names = [method_label(name) for name in of.loc[of["abnormal"], "method"]]
+            names = [method_label(name) for name in of.loc[of["non_monotone"], "method"]]
             cells.append(f"{len(names)} of {len(of)}" + (f": {', '.join(names)}" if 0 < len(names) <= 4 else ""))
         lines.append(f"| {metric_info(metric).label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -669,7 +669,7 @@ def strip_rows(
 
 
 def kept_crops(family: str, task: str, families: dict, artifacts: Path, *, side: int) -> list[tuple[str, Tensor, str]]:
-    """Pictures for `llicm.report.figures.abnormal_why`: the ideal, X, and X̂ of a codec at its lowest, middle and highest rate.
+    """Pictures for `llicm.report.figures.non_monotone_why`: the ideal, X, and X̂ of a codec at its lowest, middle and highest rate.
 
     Args:
         family: of params.yaml, whose method without restoration is shown. artifacts: folder of the pipeline.

@@ -80,18 +80,18 @@ class DirectRestorer(nn.Module):
         blocks: residual blocks at 1/2, 1/4 and 1/8 of the resolution (the first two again on the way up).
         context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
             without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
-        coded: whether it was trained on decoded images; if not, it takes every input as never compressed.
+        level_conditioned: whether it was trained on decoded images; if not, it takes every input as never compressed.
     """
 
     STRIDE = 8
 
-    def __init__(self, width: int, blocks: list[int], context: dict | None = None, coded: bool = False):
+    def __init__(self, width: int, blocks: list[int], context: dict | None = None, level_conditioned: bool = False):
         super().__init__()
         self.size = {"width": width, "blocks": list(blocks), "context": context}
-        self.coded = coded
+        self.level_conditioned = level_conditioned
         w1, w2, w3 = width, 2 * width, 4 * width
-        self.code = nn.Linear(2, CONDITION)
-        nn.init.zeros_(self.code.weight)  # the code level starts without influence
+        self.level = nn.Linear(2, CONDITION)
+        nn.init.zeros_(self.level.weight)  # the level starts without influence
         lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
         self.steering = nn.ModuleDict(
             {name: nn.Linear(lengths[name], CONDITION, bias=False) for name in Context._fields if lengths.get(name)}
@@ -127,14 +127,14 @@ class DirectRestorer(nn.Module):
     @property
     def config(self) -> dict:
         """Arguments that build this restorer again."""
-        return {"name": "direct", **self.size, "coded": self.coded}
+        return {"name": "direct", **self.size, "level_conditioned": self.level_conditioned}
 
-    def forward(self, x: Tensor, code: Tensor | None = None, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Restore a batch.
 
         Args:
             x: (N, 3, H, W) in [0, 1], any size.
-            code: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
+            level: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
                 were never compressed.
             context: embeddings of X̂ by a vision-language model; None for none. Their length does not matter.
 
@@ -143,11 +143,11 @@ class DirectRestorer(nn.Module):
         """
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
-        if code is None or not self.coded:
-            code = x.new_zeros(len(x), 2)
+        if level is None or not self.level_conditioned:
+            level = x.new_zeros(len(x), 2)
         else:
-            code = torch.stack([code, torch.ones_like(code)], 1).to(x)
-        condition = self.code(code)
+            level = torch.stack([level, torch.ones_like(level)], 1).to(x)
+        condition = self.level(level)
         for name, layer in self.steering.items():
             embedding = None if context is None else getattr(context, name)
             if embedding is not None:

@@ -85,7 +85,7 @@ class IRSDERestorer(nn.Module):
         shrinkage: whether `Shrinkage` works beside the network; False for released weights.
         context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
             without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
-        coded: whether it was trained on decoded images; if not, it takes every input as never compressed.
+        level_conditioned: whether it was trained on decoded images; if not, it takes every input as never compressed.
         steps: calls of the network for an image, 1 ... T.
         mode: "posterior", "deterministic", "sde" or "ode" (see `MeanRevertingSDE.sample`).
         predicts: what the network predicts: "noise", or "x0" as mu plus its output.
@@ -108,7 +108,7 @@ class IRSDERestorer(nn.Module):
         nf: int = 64,
         ch_mult: Sequence[int] = (1, 2, 4, 8),
         context: dict | None = None,
-        coded: bool = False,
+        level_conditioned: bool = False,
         steps: int = 100,
         mode: str = "posterior",
         predicts: str = "noise",
@@ -128,7 +128,7 @@ class IRSDERestorer(nn.Module):
             raise UserError(f"params.yaml: restorer.predicts '{predicts}' is unknown; choose {', '.join(PREDICTIONS)}")
         self.sde = MeanRevertingSDE(T, max_sigma, schedule, eps)
         self.sde.check(steps, mode)
-        self.context, self.coded, self.predicts = context, coded, predicts
+        self.context, self.level_conditioned, self.predicts = context, level_conditioned, predicts
         self.steps, self.mode, self.seed, self.memory = steps, mode, seed, memory
         lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
         lengths = {name: lengths.get(name) or 0 for name in Context._fields}
@@ -137,8 +137,8 @@ class IRSDERestorer(nn.Module):
         if memory is not None:
             tile_side(memory, self.bytes_per_pixel, self.unet.stride)
         # Beside the network, whose names are those of released weights; at first without influence.
-        self.code = nn.Linear(2, self.unet.time_width, bias=False)
-        nn.init.zeros_(self.code.weight)
+        self.level = nn.Linear(2, self.unet.time_width, bias=False)
+        nn.init.zeros_(self.level.weight)
         if predicts == "x0":
             nn.init.zeros_(self.unet.final_conv.weight)
             nn.init.zeros_(self.unet.final_conv.bias)
@@ -153,7 +153,7 @@ class IRSDERestorer(nn.Module):
             **{name: size[name] for name in ("nf", "ch_mult", "half", "heads", "scaling")},
             "shrinkage": self.shrinkage is not None,
             "context": self.context,
-            "coded": self.coded,
+            "level_conditioned": self.level_conditioned,
             "steps": self.steps,
             "mode": self.mode,
             "predicts": self.predicts,
@@ -167,11 +167,11 @@ class IRSDERestorer(nn.Module):
         """Memory of one call for a pixel (see `ConditionalUNet.bytes_per_pixel`)."""
         return self.unet.bytes_per_pixel + (0 if self.shrinkage is None else Shrinkage.BYTES_PER_PIXEL)
 
-    def prepare(self, n: int, code: Tensor | None = None, context: Context | None = None) -> Conditioning:
+    def prepare(self, n: int, level: Tensor | None = None, context: Context | None = None) -> Conditioning:
         """All that steers the network and does not change from step to step, for n images.
 
         Args:
-            code, context: as for `forward`.
+            level, context: as for `forward`.
 
         Raises:
             ValueError: it was built with a content embedding and there is none.
@@ -181,11 +181,11 @@ class IRSDERestorer(nn.Module):
                 *(None if e is None else F.normalize(e.float(), dim=-1) * e.shape[-1] ** 0.5 for e in context)
             )
         conditioning = self.unet.prepare(context)
-        if code is None or not self.coded:
+        if level is None or not self.level_conditioned:
             return conditioning
-        weight = self.code.weight
+        weight = self.level.weight
         with torch.autocast(weight.device.type, enabled=False):
-            shift = self.code(torch.stack([code, torch.ones_like(code)], 1).to(weight).expand(n, 2))
+            shift = self.level(torch.stack([level, torch.ones_like(level)], 1).to(weight).expand(n, 2))
         return conditioning._replace(shift=shift if conditioning.shift is None else conditioning.shift + shift)
 
     def _predict(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
@@ -231,7 +231,7 @@ class IRSDERestorer(nn.Module):
         x_t: Tensor,
         mu: Tensor,
         t: Tensor | int,
-        code: Tensor | None = None,
+        level: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
         """The clean image that the network sees in x_t: (N, 3, H, W), not clamped.
@@ -239,16 +239,16 @@ class IRSDERestorer(nn.Module):
         Args:
             x_t, mu: (N, 3, H, W).
             t: 1 ... T, an int or (N,).
-            code, context: as for `forward`.
+            level, context: as for `forward`.
         """
-        prediction = self._predict(x_t, mu, t, self.prepare(len(x_t), code, context)).to(x_t.dtype)
+        prediction = self._predict(x_t, mu, t, self.prepare(len(x_t), level, context)).to(x_t.dtype)
         return prediction if self.predicts == "x0" else self.sde.x0_from_noise(x_t, prediction, mu, t)
 
     def training_loss(
         self,
         x0: Tensor,
         mu: Tensor,
-        code: Tensor | None = None,
+        level: Tensor | None = None,
         context: Context | None = None,
         generator: torch.Generator | None = None,
         loss: str = "noise",
@@ -261,7 +261,7 @@ class IRSDERestorer(nn.Module):
         Args:
             x0: (N, 3, H, W), the clean images.
             mu: (N, 3, H, W), the degraded or decoded ones.
-            code, context: as for `forward`.
+            level, context: as for `forward`.
             generator: of times (first) and noise; it may be on the CPU while the images are not.
             loss: "noise", "paper" or "x0" (see the module).
             t: (N,), times in 1 ... T in place of drawn ones.
@@ -284,7 +284,7 @@ class IRSDERestorer(nn.Module):
         noise = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype).to(x0.device)
         t = t.to(x0.device)
         x = sde.forward_sample(x0, mu, t, noise)
-        prediction = self._predict(x, mu, t, self.prepare(len(x), code, context)).to(x.dtype)
+        prediction = self._predict(x, mu, t, self.prepare(len(x), level, context)).to(x.dtype)
         if self.predicts == "x0":
             x0_hat = prediction
             noise_hat = None if loss == "x0" else sde.noise_from_x0(x, x0_hat, mu, t)
@@ -308,7 +308,7 @@ class IRSDERestorer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        code: Tensor | None = None,
+        level: Tensor | None = None,
         context: Context | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -319,7 +319,7 @@ class IRSDERestorer(nn.Module):
 
         Args:
             x: (N, 3, H, W) in [0, 1], any size.
-            code: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
+            level: (N,) in [0, 1], the relative level at which x was coded (1 = highest rate); None for images that
                 were never compressed.
             context: embeddings of x, as a whole, by a vision-language model; an embedding that the restorer was built
                 without is ignored, and the degradation may be missing.
@@ -333,7 +333,7 @@ class IRSDERestorer(nn.Module):
             UserError: `steps` or `mode` was set to something that cannot be.
             ValueError: it was built with a content embedding and there is none.
         """
-        conditioning = self.prepare(len(x), code, context)
+        conditioning = self.prepare(len(x), level, context)
         return self.sde.sample(
             lambda x_t, t: self._predict(x_t, x, t, conditioning),
             x,

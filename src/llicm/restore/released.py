@@ -39,7 +39,7 @@ def irsde_from_state(state: Mapping[str, Tensor], source: str | Path = "state di
         restorer = IRSDERestorer(**(UNIVERSAL_IR | config))
     check_layout(state, {name: value.shape for name, value in restorer.unet.state_dict().items()}, source)
     own = {f"unet.{name}": value.float().clone() for name, value in state.items()}
-    own["code.weight"] = torch.zeros(restorer.code.weight.shape)
+    own["level.weight"] = torch.zeros(restorer.level.weight.shape)
     restorer.load_state_dict(own, assign=True)
     return restorer.requires_grad_(True).eval()
 

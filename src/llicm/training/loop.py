@@ -23,7 +23,7 @@ from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.objectives import bits_per_pixel, distance
 from llicm.vlm.clip import degradation_text
-from llicm.vlm.guide import Oracle, guide_for, load_guide
+from llicm.vlm.conditioner import Oracle, conditioner_for, load_conditioner
 
 __all__ = ["Objective", "Trainer", "Transcoder", "bf16_pays", "learning_rate", "restorer_context", "train_arm"]
 
@@ -145,7 +145,7 @@ class Trainer:
     def __init__(
         self, system: LLICM, trains: list[str], objective: Objective, stream: PairStream, tasks: list[str], *,
         steps: int, warmup: int, lr: float, clip: float, precision: str, seed: int, log_every: int,
-        first: int = 0, told: float = 0.0, transcoder: Transcoder | None = None,
+        first: int = 0, hints: float = 0.0, transcoder: Transcoder | None = None,
     ):  # fmt: skip
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -160,7 +160,7 @@ class Trainer:
             cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision)
         )
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
-        self.trains, self.clip, self.seed, self.log_every, self.told = trains, clip, seed, log_every, told
+        self.trains, self.clip, self.seed, self.log_every, self.hints = trains, clip, seed, log_every, hints
         self.transcoder = transcoder
         self.schedule = {"peak": lr, "warmup": warmup, "steps": steps}
         if objective.alpha:
@@ -178,7 +178,7 @@ class Trainer:
         )
         system.to(memory_format=torch.channels_last)
         self.model, self.optimizer = self.accelerator.prepare(system, self.optimizer)
-        for frozen in (system.guide, system.prefilter):  # none of the system's parts, so they did not move with it
+        for frozen in (system.conditioner, system.prefilter):  # none of the system's parts, so they did not move with it
             if frozen is not None:
                 frozen.to(self.accelerator.device)
         self.step, self.rows, self.window, self.trunk_weights = first, [], [], None
@@ -233,9 +233,9 @@ class Trainer:
             coded = prepared
             if self.transcoder is not None:
                 coded, level = self.transcoder(prepared)
-            told = self._told(batch)
+            hints = self._told(batch)
             with self.accelerator.autocast():
-                output = self.model(coded, level, told, ideal, self.objective.diffusion)
+                output = self.model(coded, level, hints, ideal, self.objective.diffusion)
             loss, bpp = self.objective(output, prepared, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
@@ -262,9 +262,9 @@ class Trainer:
 
     def _told(self, batch: Batch) -> list[str | None] | None:
         # A prefilter has removed what the words would tell of.
-        if self.system.guide is None or self.system.prefilter is not None or not self.told:
+        if self.system.conditioner is None or self.system.prefilter is not None or not self.hints:
             return None
-        spoken = torch.rand(len(batch.task)) < self.told
+        spoken = torch.rand(len(batch.task)) < self.hints
         texts = [
             degradation_text(self.tasks[i] for i in pair if i >= 0)
             for pair in zip(batch.task.tolist(), batch.second.tolist(), strict=True)
@@ -325,7 +325,7 @@ def restorer_context(context: str, tasks: list[str], vlm: Path) -> dict | None:
         return {"words": list(tasks)}
     if context not in ("degradation", "both"):
         raise UserError(f"params.yaml: an arm's context can be none, degradation, both or oracle, not '{context}'")
-    width = load_guide(vlm).width
+    width = load_conditioner(vlm).width
     return {"degradation": width, "content": width if context == "both" else 0}
 
 
@@ -382,13 +382,13 @@ def train_arm(
         context = restorer_context(spec.get("context") or "none", tasks, vlm)
         parts["restorer"] = make_restorer(**(spec.get("restorer") or restorer), context=context)
     system = LLICM(
-        parts.get("codec"), parts.get("restorer"), guide_for(parts.get("restorer"), vlm), parts.get("prefilter")
+        parts.get("codec"), parts.get("restorer"), conditioner_for(parts.get("restorer"), vlm), parts.get("prefilter")
     )
     transcoder = Transcoder(spec["codecs"]) if spec.get("codecs") else None
     if transcoder is not None and "codec" in parts:
         raise UserError(f"params.yaml: arm '{name}' has codecs, so it can neither train nor start from a learned one")
     if {"codec", "restorer"} <= parts.keys() or transcoder is not None:
-        system.restorer.coded = True
+        system.restorer.level_conditioned = True
     steps, parting = training["trunk"] + training["branch"], training["trunk"]
     if spec.get("steps"):
         steps, parting = spec["steps"], spec.get("trunk", 0)
@@ -403,7 +403,7 @@ def train_arm(
         system, spec["trains"], Objective(**spec["objective"]), stream, tasks,
         steps=steps, first=first, warmup=training["warmup"], lr=training["lr"], clip=training["clip"],
         precision=training["precision"], seed=seed, log_every=training["log_every"],
-        told=1.0 if isinstance(system.guide, Oracle) else training["told"], transcoder=transcoder,
+        hints=1.0 if isinstance(system.conditioner, Oracle) else training["told"], transcoder=transcoder,
     )  # fmt: skip
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
@@ -420,7 +420,7 @@ def train_arm(
         save_part(getattr(system, part), Path(out) / "trunk.safetensors", weights)
     for kind, part in parts.items():
         if kind == "codec" and kind in spec["trains"]:
-            part.finish()
+            part.update()
         save_part(part, Path(out) / f"{kind}.safetensors")
     if checkpoint is not None:
         checkpoint.done()

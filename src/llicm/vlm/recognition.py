@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from llicm.degradations import CLEAN, degrade
 from llicm.vlm.clip import WORDS
-from llicm.vlm.guide import Guide
+from llicm.vlm.conditioner import Conditioner
 
 __all__ = ["accuracy", "recognise_all", "tiles"]
 
@@ -32,7 +32,7 @@ def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def recognise_all(
-    guide: Guide, photos: Mapping[str, Tensor], tasks: Sequence[str], codec: nn.Module | None, *, side: int,
+    conditioner: Conditioner, photos: Mapping[str, Tensor], tasks: Sequence[str], codec: nn.Module | None, *, side: int,
     severities: Sequence[float], levels: Sequence[float], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Ask the guide for the degradation of every photo, at every severity and level of compression.
@@ -58,7 +58,7 @@ def recognise_all(
                     decoded = x
                     if not math.isnan(level):
                         decoded = codec.decode(codec.encode(x[0], float(level)))[0][None]
-                    likely = guide.recognise(decoded)[0]
+                    likely = conditioner.recognise(decoded)[0]
                     guess, among = WORDS[int(likely.argmax())], max(tasks, key=lambda w: likely[WORDS.index(w)])
                     rows.append({
                         "photo": name, "severity": severity, "level": level, "word": word, "guess": guess,

@@ -12,7 +12,7 @@ from llicm.model import load_model, save_model
 from llicm.restore.direct import make_restorer
 from llicm.vlm.checkpoint import load_daclip
 from llicm.vlm.clip import WORDS, preprocess
-from llicm.vlm.guide import Guide, Oracle, guide_for, load_guide, save_guide, windows
+from llicm.vlm.conditioner import Conditioner, Oracle, conditioner_for, load_conditioner, save_conditioner, windows
 
 
 def picture(*shape, seed=0):
@@ -53,19 +53,19 @@ def test_smaller_images_stay_whole(size):
 @pytest.mark.parametrize("view", ["whole", "windows"])
 @pytest.mark.parametrize("size", [(32, 32), (50, 70), (20, 40)])
 def test_a_batch_equals_its_images(tiny_daclip, view, size):
-    guide, images = Guide(tiny_daclip, view), picture(3, 3, *size)
-    together = guide(images)
+    conditioner, images = Conditioner(tiny_daclip, view), picture(3, 3, *size)
+    together = conditioner(images)
     for name in ("degradation", "content"):
         embedding = getattr(together, name)
-        assert embedding.shape == (3, guide.width) == (3, 16)
-        singly = torch.cat([getattr(guide(image[None]), name) for image in images])
+        assert embedding.shape == (3, conditioner.width) == (3, 16)
+        singly = torch.cat([getattr(conditioner(image[None]), name) for image in images])
         assert torch.allclose(embedding, singly, atol=1e-4)
         assert not torch.allclose(embedding[0], embedding[1], atol=1e-3)
     assert not torch.allclose(together.degradation, together.content, atol=1e-2)
 
 
 def test_the_views(tiny_daclip):
-    whole, cut = (Guide(tiny_daclip, view) for view in ("whole", "windows"))
+    whole, cut = (Conditioner(tiny_daclip, view) for view in ("whole", "windows"))
     image = picture(1, 3, 50, 70)
     content, degradation = tiny_daclip.encode_image(preprocess(image, 32), control=True)
     assert torch.equal(whole(image).degradation, degradation) and torch.equal(whole(image).content, content)
@@ -77,20 +77,20 @@ def test_the_views(tiny_daclip):
     fits = picture(2, 3, 32, 32)
     assert torch.equal(cut(fits).degradation, whole(fits).degradation)
     with pytest.raises(UserError, match="'sideways'.*whole, windows"):
-        Guide(tiny_daclip, "sideways")
+        Conditioner(tiny_daclip, "sideways")
 
 
 def test_what_is_told_replaces_its_row_alone(tiny_daclip):
-    guide, images = Guide(tiny_daclip, "windows"), picture(3, 3, 40, 40)
-    seen, told = guide(images), guide(images, [None, "low-light, noisy", None])
+    conditioner, images = Conditioner(tiny_daclip, "windows"), picture(3, 3, 40, 40)
+    seen, told = conditioner(images), conditioner(images, [None, "low-light, noisy", None])
     assert torch.equal(told.degradation[[0, 2]], seen.degradation[[0, 2]]) and torch.equal(told.content, seen.content)
-    assert torch.equal(told.degradation[1], guide.text(["low-light, noisy"])[0])
+    assert torch.equal(told.degradation[1], conditioner.text(["low-light, noisy"])[0])
     assert not torch.allclose(told.degradation[1], seen.degradation[1], atol=1e-2)
-    assert torch.equal(guide(images, [None] * 3).degradation, seen.degradation)
+    assert torch.equal(conditioner(images, [None] * 3).degradation, seen.degradation)
 
 
 def test_texts_are_known_in_any_order(tiny_daclip):
-    fresh, used = Guide(tiny_daclip, "whole"), Guide(tiny_daclip, "whole")
+    fresh, used = Conditioner(tiny_daclip, "whole"), Conditioner(tiny_daclip, "whole")
     used.text(["hazy", "rainy"])
     words = ["noisy", "hazy", "noisy"]
     assert torch.allclose(used.text(words), fresh.text(words), atol=1e-5)
@@ -98,22 +98,22 @@ def test_texts_are_known_in_any_order(tiny_daclip):
 
 
 def test_recognition_finds_the_nearest_word(tiny_daclip):
-    guide, images = Guide(tiny_daclip, "windows"), picture(2, 3, 40, 50)
-    found = guide.recognise(images)
+    conditioner, images = Conditioner(tiny_daclip, "windows"), picture(2, 3, 40, 50)
+    found = conditioner.recognise(images)
     assert found.shape == (2, len(WORDS)) and torch.allclose(found.sum(1), torch.ones(2))
-    seen = guide(images).degradation
+    seen = conditioner(images).degradation
     words = {"hazy": -seen[0], "noisy": 5 * seen[0], "clean": torch.ones(16)}
-    guide._known = words  # as if the texts had these embeddings
-    assert guide.recognise(images[:1], list(words)).argmax() == 1
+    conditioner._known = words  # as if the texts had these embeddings
+    assert conditioner.recognise(images[:1], list(words)).argmax() == 1
     cosines = F.cosine_similarity(seen[1], torch.stack([*words.values()]))
-    assert torch.allclose(guide.recognise(images, list(words))[1], (100 * cosines).softmax(0), atol=1e-4)
+    assert torch.allclose(conditioner.recognise(images, list(words))[1], (100 * cosines).softmax(0), atol=1e-4)
 
 
 def test_no_gradient_passes(tiny_daclip):
-    guide, images = Guide(tiny_daclip, "windows"), picture(1, 3, 40, 40).requires_grad_()
-    context = guide(images, ["noisy"])
+    conditioner, images = Conditioner(tiny_daclip, "windows"), picture(1, 3, 40, 40).requires_grad_()
+    context = conditioner(images, ["noisy"])
     assert not any(embedding.requires_grad for embedding in context)
-    assert not any(p.requires_grad for p in guide.parameters())
+    assert not any(p.requires_grad for p in conditioner.parameters())
 
 
 # --- oracle ---
@@ -135,36 +135,36 @@ def restorer(context):
     return make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
 
 
-def test_the_guide_of_a_restorer(vlm_folder, tmp_path):
-    assert guide_for(None, tmp_path) is None and guide_for(restorer(None), tmp_path) is None
-    oracle = guide_for(restorer({"words": ["noisy", "hazy"]}), tmp_path)
+def test_the_conditioner_of_a_restorer(vlm_folder, tmp_path):
+    assert conditioner_for(None, tmp_path) is None and conditioner_for(restorer(None), tmp_path) is None
+    oracle = conditioner_for(restorer({"words": ["noisy", "hazy"]}), tmp_path)
     assert isinstance(oracle, Oracle) and oracle.words == ["noisy", "hazy"]
     for context in ({"degradation": 16, "content": 0}, {"degradation": 16, "content": 16}):
-        assert isinstance(guide_for(restorer(context), vlm_folder), Guide)
+        assert isinstance(conditioner_for(restorer(context), vlm_folder), Conditioner)
     with pytest.raises(UserError, match="embeddings have 16 numbers.*'content': 20"):
-        guide_for(restorer({"degradation": 16, "content": 20}), vlm_folder)
+        conditioner_for(restorer({"degradation": 16, "content": 20}), vlm_folder)
     with pytest.raises(UserError, match="guide.json.*dvc repro"):
-        guide_for(restorer({"degradation": 16, "content": 0}), tmp_path)
+        conditioner_for(restorer({"degradation": 16, "content": 0}), tmp_path)
 
 
 def test_a_guide_comes_back_from_its_files(tiny_daclip, vlm_folder, tmp_path):
     image = picture(1, 3, 50, 70)
-    found, made = load_guide(vlm_folder), Guide(tiny_daclip, "windows")
+    found, made = load_conditioner(vlm_folder), Conditioner(tiny_daclip, "windows")
     assert found.view == "windows" and not found.model.training
     assert all(torch.equal(a, b) for a, b in zip(found(image), made(image), strict=True))
     assert torch.equal(found.text(["hazy"]), made.text(["hazy"]))
     shutil.copy(vlm_folder / "daclip.safetensors", tmp_path)
     (tmp_path / "guide.json").write_text(json.dumps({"view": "whole"}))
-    assert torch.equal(load_guide(tmp_path)(image).content, Guide(tiny_daclip, "whole")(image).content)
+    assert torch.equal(load_conditioner(tmp_path)(image).content, Conditioner(tiny_daclip, "whole")(image).content)
     assert load_daclip(tmp_path / "daclip.safetensors").config == tiny_daclip.config
 
 
 def test_a_guide_without_its_text_tower_comes_back_too(tiny_daclip, tmp_path):
-    image, whole = picture(1, 3, 50, 70), Guide(tiny_daclip, "windows")
+    image, whole = picture(1, 3, 50, 70), Conditioner(tiny_daclip, "windows")
     save_model(LLICM(None, None, whole), tmp_path / "model.safetensors")
-    closed = load_model(tmp_path / "model.safetensors").guide
-    save_guide(closed, tmp_path / "vlm")
-    found = load_guide(tmp_path / "vlm")
+    closed = load_model(tmp_path / "model.safetensors").conditioner
+    save_conditioner(closed, tmp_path / "vlm")
+    found = load_conditioner(tmp_path / "vlm")
     assert all(torch.equal(a, b) for a, b in zip(found(image), closed(image), strict=True))
     assert torch.equal(found.text(["hazy", "low-light, noisy"]), closed.text(["hazy", "low-light, noisy"]))
     with pytest.raises(UserError, match="'foggy': this model knows"):

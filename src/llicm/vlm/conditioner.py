@@ -41,7 +41,7 @@ def windows(image: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([image[:, top : top + h, left : left + w] for top in corners[0] for left in corners[1]])
 
 
-class Guide(nn.Module):
+class Conditioner(nn.Module):
     """A frozen DA-CLIP that turns decoded images, or words, into the restorer's context.
 
     Args:
@@ -69,7 +69,7 @@ class Guide(nn.Module):
         return self.model.clip.visual.proj.shape[1]
 
     @torch.no_grad()
-    def forward(self, decoded: Tensor, told: Sequence[str | None] | None = None) -> Context:
+    def forward(self, decoded: Tensor, hints: Sequence[str | None] | None = None) -> Context:
         """Context of X̂ (N, 3, H, W) in [0, 1], each embedding (N, width). No gradient passes.
 
         Args:
@@ -91,10 +91,10 @@ class Guide(nn.Module):
                 torch.stack([piece.mean(0) for piece in embedding.split(counts)])
                 for embedding in (content, degradation)
             )
-        if told is not None and any(told):
-            rows = [row for row, text in enumerate(told) if text]
+        if hints is not None and any(hints):
+            rows = [row for row, text in enumerate(hints) if text]
             degradation = degradation.clone()
-            degradation[rows] = self.text([told[row] for row in rows]).to(degradation)
+            degradation[rows] = self.text([hints[row] for row in rows]).to(degradation)
         return Context(degradation, content)
 
     @torch.no_grad()
@@ -134,22 +134,22 @@ class Oracle(nn.Module):
         super().__init__()
         self.words = list(words)
 
-    def forward(self, decoded: Tensor, told: Sequence[str | None] | None = None) -> Context:
+    def forward(self, decoded: Tensor, hints: Sequence[str | None] | None = None) -> Context:
         """Context with `degradation` (N, len(words)), 1 for each word that is told.
 
         Raises:
             ValueError: it was not told, or a word that it does not know.
         """
-        if told is None or not all(told):
+        if hints is None or not all(hints):
             raise ValueError("an oracle must be told the degradation of every image")
-        rows = [[self.words.index(word) for word in text.split(", ")] for text in told]
+        rows = [[self.words.index(word) for word in text.split(", ")] for text in hints]
         degradation = decoded.new_zeros(len(rows), len(self.words))
         for row, found in enumerate(rows):
             degradation[row, found] = 1
         return Context(degradation)
 
 
-def guide_for(restorer: nn.Module | None, folder: Path) -> "Guide | Oracle | None":
+def conditioner_for(restorer: nn.Module | None, folder: Path) -> "Guide | Oracle | None":
     """What steers this restorer: nothing, an oracle, or the guide in `folder` (see `load_guide`).
 
     Raises:
@@ -160,29 +160,29 @@ def guide_for(restorer: nn.Module | None, folder: Path) -> "Guide | Oracle | Non
         return None
     if "words" in context:
         return Oracle(context["words"])
-    guide = load_guide(folder)
-    if any(length not in (0, guide.width) for length in context.values()):
+    conditioner = load_conditioner(folder)
+    if any(length not in (0, conditioner.width) for length in context.values()):
         raise UserError(f"{folder}: this model's embeddings have {guide.width} numbers, the restorer wants {context}")
-    return guide
+    return conditioner
 
 
-def save_guide(guide: Guide, folder: Path) -> None:
+def save_conditioner(conditioner: Conditioner, folder: Path) -> None:
     """Write the model and how it looks at images into a folder, for `load_guide`.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if guide.closed:
+    if conditioner.closed:
         from llicm.framework import LLICM
         from llicm.model import save_model
 
-        save_model(LLICM(None, None, guide), Path(folder) / "guide.safetensors")
+        save_model(LLICM(None, None, conditioner), Path(folder) / "guide.safetensors")
         return
-    save_daclip(guide.model, Path(folder) / "daclip.safetensors")
-    write_atomically(Path(folder) / "guide.json", (json.dumps({"view": guide.view}) + "\n").encode())
+    save_daclip(conditioner.model, Path(folder) / "daclip.safetensors")
+    write_atomically(Path(folder) / "guide.json", (json.dumps({"view": conditioner.view}) + "\n").encode())
 
 
-def load_guide(folder: Path) -> Guide:
+def load_conditioner(folder: Path) -> Conditioner:
     """The guide that the stage `vlm` has written into a folder.
 
     Raises:
@@ -192,8 +192,8 @@ def load_guide(folder: Path) -> Guide:
     if closed.is_file():
         from llicm.model import load_model
 
-        return load_model(closed).guide
+        return load_model(closed).conditioner
     path = Path(folder) / "guide.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; run `dvc repro` (or `dvc pull`) to make the vision-language model")
-    return Guide(load_daclip(Path(folder) / "daclip.safetensors"), json.loads(path.read_text())["view"])
+    return Conditioner(load_daclip(Path(folder) / "daclip.safetensors"), json.loads(path.read_text())["view"])
