@@ -1,33 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole study, checked: nothing was touched since it was made, and what is printed follows from what was measured.
+"""A whole study, checked: nothing was touched since it was made.
 
-Each check returns findings; a clean study has none. What each looks at:
+Each check returns findings; a clean study has none. A study may add checks of its own. What those here look at:
 
 | check | question |
 |---|---|
 | ``lock`` | does dvc.lock say what dvc.yaml and params.yaml say: stages, commands, inputs, outputs, parameters? |
-| ``hashes`` | is every input and output on disk what the lock says? |
+| ``hashes`` | is every input, module and output on disk what the lock says? |
 | ``notebooks`` | did executed notebooks run the code that is there, with the recorded parameters and inputs? |
-| ``readme`` | do the README's tables equal the published ones? |
-| ``figures`` | do figures and tables come out again, byte for byte, from the records, weights and pairs? |
-| ``weights`` | are the weights that the command line uses those of the lineage? |
 """
 
 import ast
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llicm.errors import UserError
-from llicm.provenance.lineage import Pipeline, Stage, digest
+from llicm.provenance.lineage import Pipeline, Stage, digest, nest
 
-__all__ = ["CHECKS", "Finding", "audit", "injected"]
+NOTHING = "nothing there"  # of what is absent
 
 
 @dataclass(frozen=True)
@@ -36,128 +30,119 @@ class Finding:
 
     Attributes:
         check: name of the check. what: path or name of what is wrong.
-        expected, found: what should be there, and what is. mend: what to do.
+        expected, found: what should be there, and what is. remedy: what to do.
     """
 
     check: str
     what: str
     expected: str
     found: str
-    mend: str
+    remedy: str
 
 
-def audit(root: str | os.PathLike = ".", profile: str | None = None, checks: list[str] | None = None) -> list[Finding]:
+Check = Callable[[Pipeline], Iterator[Finding]]
+
+
+def audit(
+    root: str | os.PathLike = ".", profile: str | None = None, checks: Sequence[str] | None = None,
+    more: Mapping[str, Check] | None = None,
+) -> list[Finding]:  # fmt: skip
     """Run the checks on a study.
 
     Args:
         root: the repository. profile: name of a folder below profiles/; None for the default study.
-        checks: names among ``CHECKS``; all by default.
+        checks: names among ``CHECKS`` and `more`; all by default. more: the study's own checks.
 
     Raises:
         UserError: an unknown check, or a lock file that is missing or damaged beyond reading.
     """
-    pipeline = Pipeline(root, profile)
-    unknown = sorted(set(checks or []) - set(CHECKS))
-    if unknown:
-        raise UserError(f"no check is called {unknown[0]!r}; choose among {', '.join(CHECKS)}.")
-    return [finding for name in (checks or CHECKS) for finding in CHECKS[name](pipeline)]
+    pipeline, known = Pipeline(root, profile), CHECKS | dict(more or {})
+    for name in checks or ():
+        if name not in known:
+            raise UserError(f"no check is called {name!r}; choose among {', '.join(known)}.")
+    return [finding for name in (checks or known) for finding in known[name](pipeline)]
 
 
-def as_json(findings: list[Finding]) -> str:
+def as_json(findings: Sequence[Finding]) -> str:
+    """The findings, as JSON text."""
     return json.dumps([asdict(finding) for finding in findings], indent=1)
 
 
-def as_text(findings: list[Finding], checks: list[str]) -> str:
+def as_text(findings: Sequence[Finding], checks: Sequence[str]) -> str:
     """A line a check, then what was found."""
     lines = []
     for name in checks:
         count = sum(finding.check == name for finding in findings)
         lines.append(f"{name:10} {'ok' if not count else f'{count} finding' + ('s' if count > 1 else '')}")
     for finding in findings:
-        lines += [
-            "", f"{finding.check}: {finding.what}", f"  expected  {finding.expected}", f"  found     {finding.found}",
-            f"  mend      {finding.mend}",
-        ]  # fmt: skip
+        lines += ["", f"{finding.check}: {finding.what}"]
+        lines += [f"  {name:9} {getattr(finding, name)}" for name in ("expected", "found", "remedy")]
     return "\n".join(lines)
 
 
 def _lock(pipeline: Pipeline) -> Iterator[Finding]:
-    declared = _declared(pipeline)
-    locked = {stage.name: stage for stage in pipeline.own if stage.command}
+    declared, locked = _declared(pipeline), {stage.name: stage for stage in pipeline.own if stage.command}
     for name in sorted(set(declared) | set(locked)):
         if name not in locked:
             yield Finding("lock", f"dvc.lock: {name}", "an entry", "none", "run `dvc repro`, then commit dvc.lock")
             continue
         if name not in declared:
-            yield Finding(
-                "lock", f"dvc.lock: {name}", "no entry: dvc.yaml has no such stage", "an entry", "run `dvc commit -f`"
-            )
+            expected = "no entry: dvc.yaml has no such stage"
+            yield Finding("lock", f"dvc.lock: {name}", expected, "an entry", "run `dvc commit -f`")
             continue
-        command, deps, outs, params = declared[name]
-        stage = locked[name]
-        for what, expected, found in (
-            ("command", command, stage.command),
-            ("inputs", sorted(deps), sorted(pipeline.relative(path) for path in stage.deps)),
-            ("outputs", sorted(outs), sorted(pipeline.relative(path) for path in stage.outs)),
+        now, stage = declared[name], locked[name]
+        for what, wanted, held in (
+            ("command", now.command, stage.command),
+            ("inputs", *(sorted(map(pipeline.relative, side.deps)) for side in (now, stage))),
+            ("outputs", *(sorted(map(pipeline.relative, side.outs)) for side in (now, stage))),
         ):
-            if expected != found:
-                yield Finding("lock", f"dvc.lock: {what} of {name}", str(expected), str(found), "run `dvc repro`")
-        for key in sorted(set(params) | set(stage.params)):
-            if params.get(key) != stage.params.get(key):
-                yield Finding(
-                    "lock", f"params.yaml: {key} ({name})", f"{json.dumps(stage.params.get(key))}, as in dvc.lock",
-                    json.dumps(params.get(key)), "restore params.yaml with git, or run `dvc repro`",
-                )  # fmt: skip
+            if wanted != held:
+                yield Finding("lock", f"dvc.lock: {what} of {name}", str(wanted), str(held), "run `dvc repro`")
+        for key, before, after in _differing(stage.params, now.params):
+            yield Finding(
+                "lock", f"params.yaml: {key} ({name})", f"{before}, as in dvc.lock", after,
+                "restore params.yaml with git, or run `dvc repro`",
+            )  # fmt: skip
 
 
-def _declared(pipeline: Pipeline) -> dict[str, tuple[str, list[str], list[str], dict]]:
-    """Stages as dvc.yaml and params.yaml have them now: command, inputs, outputs, parameters."""
+def _declared(pipeline: Pipeline) -> dict[str, Stage]:
+    """Stages as dvc.yaml and params.yaml have them now, without hashes."""
     from dvc.repo import Repo
 
-    def place(path: str) -> str:
-        return pipeline.relative(Path(os.path.normpath(pipeline.folder / path)))
+    def places(items: list) -> dict[Path, str]:
+        return {Path(os.path.normpath(pipeline.folder / item.def_path)): "" for item in items}
 
-    stages = {}
+    stages, file = {}, pipeline.folder / "dvc.yaml"
     with Repo(str(pipeline.root)) as repo:
-        for stage in repo.stage.load_all(str(pipeline.folder / "dvc.yaml")):
-            deps, params = [], {}
+        for stage in repo.stage.load_all(str(file)):
+            params: dict[str, Any] = {}
             for dependency in stage.deps:
-                if hasattr(dependency, "params"):
-                    params.update(dependency.read_params())
-                else:
-                    deps.append(place(dependency.def_path))
-            outs = [place(out.def_path) for out in stage.outs]
-            stages[stage.name] = (stage.cmd, deps, outs, params)
+                params |= dependency.read_params() if hasattr(dependency, "params") else {}
+            deps = places([dependency for dependency in stage.deps if not hasattr(dependency, "params")])
+            stages[stage.name] = Stage(stage.name, file, file.parent, stage.cmd, deps, places(stage.outs), params, {})
     return stages
 
 
+def _differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for key in sorted(set(before) | set(after)):
+        if before.get(key) != after.get(key):
+            yield key, json.dumps(before.get(key)), json.dumps(after.get(key))
+
+
 def _hashes(pipeline: Pipeline) -> Iterator[Finding]:
-    known: dict[Path, str | None] = {}
-    for stage in pipeline.own:
-        for kind, items in (("output", stage.outs), ("input", stage.deps)):
-            for path, md5 in items.items():
-                if path not in known:
-                    known[path] = digest(path)
-                    new = True
-                else:
-                    new = False
-                if known[path] == md5 or (not new and kind == "input" and pipeline.producer(path) is not None):
-                    continue
-                found = "nothing there" if known[path] is None else f"md5 {known[path]}"
-                mend = (
-                    "get it with `dvc checkout` or `dvc pull`" if known[path] is None
-                    else "restore it with `git checkout` or `dvc checkout --force`; if it is meant, run `dvc repro`"
-                )  # fmt: skip
-                what = _inside(path, md5, pipeline) or pipeline.relative(path)
-                yield Finding("hashes", what, f"md5 {md5} ({kind} of {stage.name})", found, mend)
+    for item, role in pipeline.differences(pipeline.own):
+        unit = "" if item.kind == "package" else "md5 "
+        found = NOTHING if item.found is None else f"{unit}{item.found}"
+        what = _inside(pipeline.root / item.what, item.expected, pipeline) or item.what
+        yield Finding("hashes", what, f"{unit}{item.expected} ({role})", found, item.remedy)
 
 
 def _inside(path: Path, md5: str, pipeline: Pipeline) -> str | None:
     """The files of an altered folder that differ, if DVC's cache still knows what it held."""
-    listing = pipeline.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
-    if not md5.endswith(".dir") or not listing.is_file() or not path.is_dir():
+    listing = pipeline.locked(path, md5) if path.is_dir() and md5.endswith(".dir") else None
+    if listing is None:
         return None
-    held = {row["relpath"]: row["md5"] for row in json.loads(listing.read_text())}
+    held = {row["relpath"]: row["md5"] for row in json.loads(listing)}
     there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     differing = [name for name in sorted(set(held) | there) if digest(path / name) != held.get(name)]
     return ", ".join(f"{pipeline.relative(path)}/{name}" for name in differing[:3]) or None
@@ -166,195 +151,51 @@ def _inside(path: Path, md5: str, pipeline: Pipeline) -> str | None:
 def _notebooks(pipeline: Pipeline) -> Iterator[Finding]:
     for stage in pipeline.own:
         source, executed = stage.source, stage.notebook
-        if source is None or executed is None:
-            continue
-        name = pipeline.relative(executed)
-        if not executed.is_file() or not source.is_file():
-            continue  # `hashes` tells
+        if source is None or executed is None or not executed.is_file() or not source.is_file():
+            continue  # `hashes` finds what is absent
+        name, remedy = pipeline.relative(executed), f"run `dvc repro -f {stage.name}`"
         try:
             before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (source, executed))
-            yield from _compare(stage, name, before, after, pipeline)
+            for where, expected, found in _compare(stage, before, after):
+                yield Finding("notebooks", f"{name}{where}", expected, found, remedy)
         except (ValueError, KeyError, TypeError, SyntaxError) as error:
-            yield Finding(
-                "notebooks", name, "a notebook", f"{type(error).__name__}: {error}", f"run `dvc repro -f {stage.name}`"
-            )
+            yield Finding("notebooks", name, "a notebook", f"{type(error).__name__}: {error}", remedy)
 
 
-def _compare(stage: Stage, name: str, before: dict, after: dict, pipeline: Pipeline) -> Iterator[Finding]:
-    mend = f"run `dvc repro -f {stage.name}`"
+def _compare(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Where an executed notebook is not its source, run with what the lock says; what is expected; what is found."""
     wanted, ran = (
         ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code" and not injected(cell)]
         for nb in (before, after)
     )
     for number, (expected, found) in enumerate(zip(wanted, ran, strict=False), 1):
         if expected != found:
-            line = next(
-                (pair for pair in zip(expected.splitlines(), found.splitlines(), strict=False) if pair[0] != pair[1]),
-                ("a longer or shorter cell", ""),
-            )
-            yield Finding("notebooks", f"{name}, code cell {number}", line[0], line[1], mend)
+            pairs = zip(expected.splitlines(), found.splitlines(), strict=False)
+            line = next((pair for pair in pairs if pair[0] != pair[1]), ("a longer or shorter cell", ""))
+            yield f", code cell {number}", *line
     if len(wanted) != len(ran):
-        yield Finding("notebooks", name, f"{len(wanted)} code cells", f"{len(ran)}", mend)
+        yield "", f"{len(wanted)} code cells", f"{len(ran)}"
     given = {
         statement.targets[0].id: ast.literal_eval(statement.value)
-        for cell in after["cells"]
-        if injected(cell)
+        for cell in after["cells"] if injected(cell)
         for statement in ast.parse("".join(cell["source"])).body
-        if isinstance(statement, ast.Assign)
-    }
-    from llicm.pipeline.run import nest
-
-    locked = nest(stage.params)
-    for key in sorted(set(given) | set(locked)):
-        if given.get(key) != locked.get(key):
-            yield Finding(
-                "notebooks", f"{name}, parameter {key}", json.dumps(locked.get(key)), json.dumps(given.get(key)), mend
-            )
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }  # fmt: skip
+    # All parameters in one dictionary, or each by its name.
+    for key, expected, found in _differing(nest(stage.params), given.get("parameters", given)):
+        yield f", parameter {key}", expected, found
     record = after["metadata"].get("llicm", {})
     for kind, items in (("deps", stage.deps), ("outs", stage.outs)):
         held = {os.path.normpath(path): md5 for path, md5 in record.get(kind, {}).items()}
         for path, md5 in items.items():
             relative = os.path.relpath(path, stage.folder)
             if path != stage.notebook and held.get(relative) != md5:
-                yield Finding(
-                    "notebooks", f"{name}, recorded {kind} {relative}", f"md5 {md5}", f"md5 {held.get(relative)}", mend
-                )
+                yield f", recorded {kind} {relative}", f"md5 {md5}", f"md5 {held.get(relative)}"
 
 
-def injected(cell: dict) -> bool:
+def injected(cell: Mapping[str, Any]) -> bool:
     """Whether papermill put this cell into an executed notebook, with the parameters."""
     return "injected-parameters" in cell["metadata"].get("tags", [])
 
 
-def _readme(pipeline: Pipeline) -> Iterator[Finding]:
-    from llicm.report.tables import README_TABLES
-
-    if pipeline.folder != pipeline.root:
-        return  # it shows the default study
-    path, results = pipeline.root / "README.md", pipeline.root / "results"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for name, file in README_TABLES.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        if begin not in text or end not in text:
-            yield Finding("readme", f"README.md: {name}", f"markers {begin.strip()}, {end}", "none", "put them back")
-            continue
-        shown = text.split(begin)[1].split(end)[0]
-        published = (results / file).read_text(encoding="utf-8") if (results / file).is_file() else ""
-        for expected, found in _lines(published, shown):
-            yield Finding("readme", f"README.md: {name}", expected, found, "run `make readme`")
-            break
-
-
-def _lines(a: str, b: str) -> Iterator[tuple[str, str]]:
-    first, second = a.strip().splitlines(), b.strip().splitlines()
-    for number in range(max(len(first), len(second))):
-        pair = tuple(lines[number] if number < len(lines) else "(no line)" for lines in (first, second))
-        if pair[0] != pair[1]:
-            yield pair
-
-
-def _figures(pipeline: Pipeline) -> Iterator[Finding]:
-    """Execute the notebook of the figures again, on the same inputs, in a folder of its own; compare what it makes."""
-    stage = next((stage for stage in pipeline.own if stage.name == "figures"), None)
-    if stage is None or any(digest(path) is None for path in stage.deps):
-        yield Finding(
-            "figures", "figures", "its inputs on disk", "some are absent", "run `dvc checkout` or `dvc repro`"
-        )
-        return
-    with tempfile.TemporaryDirectory(prefix="llicm-audit-") as folder:
-        work = Path(folder)
-        for path in stage.deps:
-            relative = os.path.relpath(path, stage.folder)
-            if relative.startswith("..") or path.suffix == ".py" or path.is_relative_to(stage.folder / "src"):
-                continue
-            (work / relative).parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                (work / relative).symlink_to(path)
-            else:
-                shutil.copy2(path, work / relative)
-        ran = subprocess.run(
-            [sys.executable, "-c", _AGAIN, str(pipeline.root / "src"), str(stage.source.relative_to(stage.folder))],
-            input=json.dumps(stage.params), capture_output=True, text=True, cwd=work,
-        )  # fmt: skip
-        if ran.returncode:
-            reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
-            yield Finding("figures", "build/5_figures.ipynb", "runs", reason, "run `dvc repro -f figures`")
-            return
-        for path in stage.outs:
-            if path == stage.notebook:
-                continue
-            made = work / os.path.relpath(path, stage.folder)
-            for name, again, there in _files(made, path):
-                if again != there:
-                    yield Finding(
-                        "figures", f"{pipeline.relative(path)}{name}", f"md5 {again}, drawn again from the records",
-                        f"md5 {there}", "restore it with `git checkout`, or run `dvc repro -f figures`",
-                    )  # fmt: skip
-
-
-_AGAIN = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-from llicm.pipeline import run
-values = run.nest(json.load(sys.stdin))
-os.environ["DVC_STAGE"] = "figures"
-os.environ.update(run._environment(values))
-import papermill
-papermill.execute_notebook(
-    sys.argv[2], "again.ipynb", parameters=values, kernel_name="python3", progress_bar=False, log_output=False,
-    record_timing=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-)
-"""
-
-
-def _files(made: Path, there: Path) -> Iterator[tuple[str, str | None, str | None]]:
-    """Name below the output, hash of the new and of the old, of each file that either has."""
-    if not made.is_dir() and not there.is_dir():
-        yield "", digest(made), digest(there)
-        return
-    names = {f.relative_to(side).as_posix() for side in (made, there) for f in side.rglob("*") if f.is_file()}
-    for name in sorted(names):
-        yield f"/{name}", digest(made / name), digest(there / name)
-
-
-def _weights(pipeline: Pipeline) -> Iterator[Finding]:
-    """The released model must be what the release stage made of the arm that params.yaml names."""
-    import torch
-
-    from llicm.framework import load_part
-    from llicm.model import DEFAULT_MODEL, load_model
-    from llicm.pipeline.parameters import load
-
-    path = pipeline.folder / DEFAULT_MODEL
-    maker = pipeline.producer(path)
-    if maker is None or not path.is_file():
-        yield Finding("weights", DEFAULT_MODEL.as_posix(), "the released model", "nothing there", "run `dvc repro`")
-        return
-    arm = pipeline.folder / "artifacts" / "models" / load(pipeline.folder / "params.yaml")["release"]["models"]
-    try:
-        system = load_model(path)
-    except UserError as error:
-        yield Finding("weights", DEFAULT_MODEL.as_posix(), "a model", str(error), "run `dvc checkout --force`")
-        return
-    for kind in ("codec", "restorer"):
-        file = arm / f"{kind}.safetensors"
-        if not file.is_file():
-            continue  # `hashes` tells
-        try:
-            trained = load_part(kind, file).state_dict()
-        except UserError:
-            continue  # likewise
-        state = getattr(system, kind).state_dict()
-        differing = [n for n, v in trained.items() if n not in state or not torch.equal(state[n], v.to(state[n].dtype))]
-        if differing or set(trained) != set(state):
-            name = differing[0] if differing else sorted(set(state) ^ set(trained))[0]
-            yield Finding(
-                "weights", f"{DEFAULT_MODEL.as_posix()}: {kind}.{name}", f"as in {pipeline.relative(file)}",
-                "other values", "run `dvc repro release`",
-            )  # fmt: skip
-
-
-CHECKS: dict[str, Callable[[Pipeline], Iterator[Finding]]] = {
-    "lock": _lock, "hashes": _hashes, "notebooks": _notebooks, "readme": _readme, "weights": _weights,
-    "figures": _figures,
-}  # fmt: skip
+CHECKS: dict[str, Check] = {"lock": _lock, "hashes": _hashes, "notebooks": _notebooks}

@@ -13,24 +13,23 @@ import json
 import os
 import tempfile
 import zipfile
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from graphlib import TopologicalSorter
-from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
+
+from rocrate.model.contextentity import ContextEntity
+from rocrate.rocrate import ROCrate
 
 from llicm import __version__
 from llicm.errors import UserError
 from llicm.files import atomic_folder, atomic_path
-from llicm.provenance.lineage import Pipeline, Stage, digest, git, members, run_of, stage_texts
-
-__all__ = ["export_crate"]
+from llicm.provenance.lineage import Pipeline, Stage, git, members, stage_texts
 
 METADATA = "ro-crate-metadata.json"
 PROJECT = "#llicm"  # who publishes the crate: no person is known
-NAME = "LL-ICM: image compression for low-level machine vision, a reproducible study"
 LICENCE = "https://spdx.org/licenses/Apache-2.0"
 COMPLETED = "http://schema.org/CompletedActionStatus"
 PROFILES = {
@@ -72,7 +71,9 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
-def export_crate(root: str | os.PathLike, out: str | os.PathLike, profile: str | None = None) -> Path:
+def export_crate(
+    root: str | os.PathLike, out: str | os.PathLike, profile: str | None = None, about: Mapping[str, str] | None = None
+) -> Path:
     """Write the crate of a study that has been run.
 
     The same study gives the same bytes: ids are paths and names, dates those of the commit and of the recorded runs.
@@ -81,6 +82,7 @@ def export_crate(root: str | os.PathLike, out: str | os.PathLike, profile: str |
         root: the repository. profile: name of a folder below profiles/; None for the default study.
         out: folder to make, or file if it ends in ``.zip``; replaced if it is a crate of this function, untouched
             until the new one is complete.
+        about: name of a parameter, whole or up to its first dot -> its description.
 
     Returns:
         `out`.
@@ -88,24 +90,23 @@ def export_crate(root: str | os.PathLike, out: str | os.PathLike, profile: str |
     Raises:
         UserError: `out` is something else; a file differs from dvc.lock or is missing; there is no dvc.lock or commit.
     """
-    out = Path(out)
-    pipeline = Pipeline(root, profile)
+    out, pipeline = Path(out), Pipeline(root, profile)
     _check_target(out)
-    _verify(pipeline, profile)
-    crate = _Study(pipeline).crate
+    _verify(pipeline)
+    crate = _Study(pipeline, about or {}).crate
+
+    def write(folder: Path) -> None:
+        crate.write(folder)
+        _verify(Pipeline(root, profile))  # a stage may have run while files were copied
+
     if out.suffix.lower() != ".zip":
         with atomic_folder(out) as new:
-            _write(crate, new, pipeline, profile)
+            write(new)
         return out
     with atomic_path(out) as file, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        _write(crate, Path(folder, "new"), pipeline, profile)
+        write(Path(folder, "new"))
         _zip(Path(folder, "new"), file)
     return out
-
-
-def _write(crate, folder: Path, pipeline: Pipeline, profile: str | None) -> None:
-    crate.write(folder)
-    _verify(pipeline, profile)  # a stage may have run while files were copied
 
 
 def _check_target(out: Path) -> None:
@@ -132,34 +133,17 @@ def _check_target(out: Path) -> None:
         raise UserError(f"{out}: the crate there also holds {added[0]}, which would be lost; move that away first.")
 
 
-def _verify(pipeline: Pipeline, profile: str | None) -> None:
+def _verify(pipeline: Pipeline) -> None:
     """What is on disk must be what the lock says; what stages made need not be there."""
-    outs = {path for stage in pipeline.stages for path in stage.outs}
-    filled = _below(outs)
-    found: dict[Path, str | None] = {}
-    for stage in pipeline.own:
-        for path, md5 in (*stage.deps.items(), *stage.outs.items()):
-            if path not in found:
-                found[path] = digest(path)
-            if found[path] == md5:
-                continue
-            parts = filled.get(path, ()) if path not in outs else ()
-            absent = found[path] is None or any(not part.exists() for part in parts)
-            if not absent or not (parts or pipeline.producer(path)):
-                audit = f"llicm audit --profile {profile}" if profile else "llicm audit"
-                raise UserError(
-                    f"{pipeline.relative(path)}: {'is not there' if found[path] is None else 'differs'}, but "
-                    f"{pipeline.relative(stage.lock)} has it for {stage.name}; run `{audit}` to see what to mend."
-                )
-
-
-def _below(paths: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Folder -> those of the paths that lie below it, at any depth."""
-    found: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        for folder in path.parents:
-            found[folder].append(path)
-    return dict(found)
+    for item, _ in pipeline.differences(pipeline.own):
+        if item.found is None and pipeline.makers(pipeline.root / item.what):
+            continue
+        state = "is not there" if item.found is None else "differs"
+        audit = f"llicm audit --profile {pipeline.profile}" if pipeline.profile else "llicm audit"
+        raise UserError(
+            f"{item.what}: {state}, but {pipeline.relative(item.stage.lock)} has it for {item.stage.name}; run "
+            f"`{audit}` to see what to do."
+        )
 
 
 def _zip(folder: Path, file: Path) -> None:
@@ -173,7 +157,7 @@ def _zip(folder: Path, file: Path) -> None:
             archive.writestr(entry, b"" if path.is_dir() else path.read_bytes())
 
 
-def _known(**values: object) -> dict:
+def _known(**values: object) -> dict[str, Any]:
     """Properties without those that are unknown, and the only one of a list by itself, as RO-Crate 1.1 wants it."""
     return {
         key: value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -185,22 +169,19 @@ def _known(**values: object) -> dict:
 class _Study:
     """Makes the entities of a study, into `crate`."""
 
-    def __init__(self, pipeline: Pipeline):
-        from rocrate.rocrate import ROCrate
-
-        self.pipeline, self.root, self.folder = pipeline, pipeline.root, pipeline.folder
-        self.stages = _in_order(pipeline)
+    def __init__(self, pipeline: Pipeline, about: Mapping[str, str]):
+        self.pipeline, self.root, self.folder, self.about = pipeline, pipeline.root, pipeline.folder, about
         self.sources = [stage for stage in pipeline.own if not stage.command]
-        self.runs = {stage.name: run_of(stage, pipeline.root) or {} for stage in self.stages}
+        self.stages = _in_order(pipeline)
+        self.runs = {stage.name: stage.run or {} for stage in self.stages}
         self.locked = {path: md5 for stage in pipeline.own for path, md5 in (stage.deps | stage.outs).items()}
-        self.filled = _below(path for stage in self.stages for path in stage.outs)
         self.sizes = {path: size for stage in pipeline.own for path, size in stage.sizes.items()}
-        self.commit, self.date = (git(pipeline.root, "log", "-1", "--format=%H %cI").split() or (None, None))[:2]
-        if self.commit is None:
+        self.commit, _, self.date = git(pipeline.root, "log", "-1", "--format=%H %cI").partition(" ")
+        if not self.commit:
             raise UserError(f"{pipeline.root}: no commit there; the crate names the one that it is of: commit first.")
         self.crate = ROCrate(version="1.1")
         self.crate.metadata.extra_terms.update(TERMS)
-        self.refs: dict[Path, dict] = {}
+        self.refs: dict[Path, dict[str, str]] = {}
         self.tools = {stage.name: self._tool(stage) for stage in self.stages}
         self._files()
         self._context()
@@ -210,8 +191,6 @@ class _Study:
 
     def add(self, identifier: str, kind: str | list[str], **values: object) -> dict:
         """Add an entity that is no file of the crate; gives the reference to it."""
-        from rocrate.model.contextentity import ContextEntity
-
         self.crate.add(ContextEntity(self.crate, identifier, {"@type": kind, **_known(**values)}))
         return {"@id": identifier}
 
@@ -224,12 +203,11 @@ class _Study:
         """The reference to a file or folder. One that is not shipped is described by what the lock says of it."""
         if path in self.refs:
             return self.refs[path]
-        name, md5 = self.pipeline.relative(path), self.locked.get(path)
-        maker, made = self.pipeline.producer(path), self._made(path)
+        name, md5, maker = self.pipeline.relative(path), self.locked.get(path), self.pipeline.producer(path)
         folder = path.is_dir() or (md5 or "").endswith(".dir")
-        parts = [self.refs[file] for file in self.inside.get(path, ())]
+        parts, made = [self.refs[file] for file in self.inside.get(path, ())], self._made(path)
         said = [
-            f"Made by stage {maker.name}." if made else "",
+            f"Made by stage {maker.name}." if maker and maker.command else "",
             "" if parts else "Not in this crate; the pipeline makes it again." if made else "Not in this crate.",
             "Its MD5 is that of DVC's list of its files." if folder and md5 else "",
         ]
@@ -263,7 +241,7 @@ class _Study:
         self.shipped = {self.root / name for name in listed.split("\0") if name}
         changed = git(self.root, "status", "--porcelain", "-uno", "--", *map(str, self.places))
         # Code may have run that git does not know.
-        used = {path for stage in self.stages for path in stage.deps if self._ours(path) and not self._made(path)}
+        used = {path for stage in self.stages for path in self._code(stage) if self._ours(path)}
         used = {file for path in used for file in ([path] if path.is_file() else members(path))}
         self.version = self.commit + ("-dirty" if changed or used - self.shipped else "")
         self.shipped |= used
@@ -273,12 +251,13 @@ class _Study:
                     self.shipped |= {out} if out.is_file() else set(members(out))
         if self.folder / "dvc.yaml" not in self.shipped:
             raise UserError(f"{self.folder / 'dvc.yaml'}: not in git, but the crate is about that workflow; commit it.")
-        self.inside = _below(sorted(self.shipped))
+        self.inside: dict[Path, list[Path]] = {}  # folder -> the shipped files below it
         for path in sorted(self.shipped):
             if not path.is_file():
                 raise UserError(f"{self.pipeline.relative(path)}: not there, but in git; restore it by `git checkout`.")
-            data = path.read_bytes()
-            kind = ["File"]
+            for place in path.parents:
+                self.inside.setdefault(place, []).append(path)
+            data, kind = path.read_bytes(), ["File"]
             if path in self.tools.values() or path == self.folder / "dvc.yaml":
                 kind.append("SoftwareSourceCode")
             if path == self.folder / "dvc.yaml":
@@ -309,7 +288,8 @@ class _Study:
         )  # fmt: skip
         for identifier, name in PROFILES.items():
             self.add(identifier, "CreativeWork", name=name, version=identifier.rsplit("/", 1)[-1])
-        root["name"] = NAME + (f" ({self.folder.name})" if self.folder != self.root else "")
+        profile = f" ({self.pipeline.profile})" if self.pipeline.profile else ""
+        root["name"] = (_heading(self.root / "README.md") or "A reproducible study") + profile
         root["description"] = (
             "The DVC pipeline of the study, its code, parameters, results, executed notebooks and released weights, "
             "and the run that made them. Larger outputs are described by their MD5 and are not included."
@@ -376,9 +356,8 @@ class _Study:
 
     def _steps(self) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
         """What the stages run, the stages, their runs, and DVC's control of those."""
-        descriptions = stage_texts(self.folder)
-        environments = self._environments()
-        tools: dict[str, dict[str, dict]] = {}
+        texts, environments = stage_texts(self.folder), self._environments()
+        tools: dict[str, dict[str, dict[str, None]]] = {}
         steps, actions, controls = [], [], []
         for position, stage in enumerate(self.stages):
             name, run = stage.name, self.runs[stage.name]
@@ -388,11 +367,11 @@ class _Study:
             about["input"] |= {f"#parameter/{key}": None for key in stage.params}
             about["input"] |= {self.inputs[path]["@id"]: None for path in stage.deps if path in self.inputs}
             about["output"] |= {self.outputs[path]["@id"]: None for path in stage.outs if path in self.outputs}
-            code = [environments[name], *(self.ref(path) for path in stage.deps if self._is_code(path))]
-            about["softwareRequirements"] |= {ref["@id"]: None for ref in code if ref and ref != tool}
+            code = [*environments[name], *map(self.ref, self._code(stage)), *self._packages(stage)]
+            about["softwareRequirements"] |= {ref["@id"]: None for ref in code if ref != tool}
             step = self.add(
                 f"#step/{name}", "HowToStep", name=name, position=str(position), workExample=tool,
-                description=descriptions.get(name.split("@")[0]),
+                description=texts.get(name.split("@")[0]),
             )  # fmt: skip
             given = [self.values[key, _text(value)] for key, value in stage.params.items()]
             action = self.add(
@@ -411,18 +390,33 @@ class _Study:
             self.extend({"@id": identifier}, version=self.version, url=self.home, **lists)
         return [{"@id": identifier} for identifier in tools], steps, actions, controls
 
+    def _code(self, stage: Stage) -> list[Path]:
+        """The code of a stage: its inputs below src/ that no stage made, and the modules of its manifest."""
+        named = (self.root / item.what for item in self.pipeline.items(stage) if item.kind == "code")
+        return [path for path in named if path not in stage.deps or self._is_code(path)]
+
+    def _packages(self, stage: Stage) -> list[dict]:
+        """The packages of a stage's manifest."""
+        found = []
+        for item in self.pipeline.items(stage):
+            if item.kind == "package":
+                url = f"https://pypi.org/project/{quote(item.what)}/{quote(item.expected)}/"
+                known = self.crate.get(url) is not None
+                about = {"name": item.what, "softwareVersion": item.expected, "url": url}
+                found.append({"@id": url} if known else self.add(url, "SoftwareApplication", **about))
+        return found
+
     def _records(self, actions: list[dict]) -> None:
-        """Say of which of these runs the published record tells; a later one may have its own on this machine."""
+        """Say which of these runs the published record describes; a later one may have its own on this machine."""
         path = self.folder / "results" / "timing" / "stages.json"
         if path in self.refs:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            published = json.loads(path.read_text(encoding="utf-8"))
             about = [action for action, stage in zip(actions, self.stages, strict=True)
-                     if self.runs[stage.name] and told.get(stage.name) == self.runs[stage.name]]  # fmt: skip
+                     if self.runs[stage.name] and published.get(stage.name) == self.runs[stage.name]]  # fmt: skip
             self.extend(self.refs[path], about=about, description="Seconds, host and library versions of the runs.")
 
     def _values(self) -> dict[tuple[str, str], dict]:
         """Parameter values, by name and JSON text. Stages have one value of a parameter, unless not all were rerun."""
-        schema = json.loads(resources.files("llicm.pipeline").joinpath("params.schema.json").read_text(encoding="utf-8"))
         found: dict[tuple[str, str], dict] = {}
         seen = {(key, _text(value)): value for stage in self.stages for key, value in stage.params.items()}
         for name, text in sorted(seen):
@@ -431,7 +425,7 @@ class _Study:
             if not count:
                 self.add(
                     f"#parameter/{name}", "FormalParameter", name=name, additionalType=_kind(value),
-                    description=schema["properties"].get(name.split(".")[0], {}).get("description"),
+                    description=self.about.get(name, self.about.get(name.split(".")[0])),
                 )  # fmt: skip
             found[name, text] = self.add(
                 f"#value/{name}" + (f"-{count + 1}" if count else ""), "PropertyValue", name=name,
@@ -442,16 +436,15 @@ class _Study:
 
     def _inputs(self) -> dict[Path, dict]:
         """Data that the workflow starts from, as parameters of it."""
-        taken = dict.fromkeys(path for stage in self.stages for path in stage.deps if path not in self.filled)
+        taken = dict.fromkeys(path for stage in self.stages for path in stage.deps)
         return {path: self._slot(path) for path in taken if not self._made(path) and not self._ours(path)}
 
     def _outputs(self) -> dict[Path, dict]:
         """What no stage takes further, as parameters of the workflow."""
         used = {path for stage in self.stages for path in stage.deps}
-        used_below = _below(used)
+        above = used | {folder for path in used for folder in path.parents}
         made = [path for stage in self.stages for path in stage.outs]
-        last = [path for path in made if not used & {path, *path.parents} and path not in used_below]
-        return {path: self._slot(path) for path in last}
+        return {path: self._slot(path) for path in made if path not in above and not used & set(path.parents)}
 
     def _slot(self, path: Path) -> dict:
         name, ref = self.pipeline.relative(path), self.ref(path)
@@ -460,17 +453,14 @@ class _Study:
         self.extend(ref, exampleOfWork=slot)
         return slot
 
-    def _environments(self) -> dict[str, dict | None]:
-        """Machine and libraries of the run of each stage, None where not recorded; equal ones are one entity."""
+    def _environments(self) -> dict[str, list[dict]]:
+        """Machine and libraries of the run of each stage, none where not recorded; equal ones are one entity."""
         found: dict[str, dict] = {}
-        by_stage: dict[str, dict | None] = {}
+        by_stage: dict[str, list[dict]] = {}
         for name, run in self.runs.items():
             about = {key: run[key] for key in ("platform", "processor", "cpus", "python", "libraries") if key in run}
-            if not about:
-                by_stage[name] = None
-                continue
             text = json.dumps(about, sort_keys=True)
-            if text not in found:
+            if about and text not in found:
                 found[text] = self.add(
                     f"#environment/{len(found) + 1}", "SoftwareApplication", name="Python with libraries",
                     softwareVersion=about.get("python"), operatingSystem=about.get("platform"),
@@ -478,7 +468,7 @@ class _Study:
                     softwareRequirements=[f"{lib}=={v}" for lib, v in sorted(about.get("libraries", {}).items())],
                     url="https://www.python.org/",
                 )  # fmt: skip
-            by_stage[name] = found[text]
+            by_stage[name] = [found[text]] if about else []
         return by_stage
 
     def _tool_entity(self, stage: Stage) -> dict:
@@ -489,9 +479,8 @@ class _Study:
         return self.add(identifier, "SoftwareApplication", name=stage.command.replace("\n", " "))
 
     def _made(self, path: Path) -> bool:
-        """Whether a stage made it, and not the user."""
-        maker = self.pipeline.producer(path)
-        return maker is not None and bool(maker.command)
+        """Whether stages made it or fill it, and not the user."""
+        return any(maker.command for maker in self.pipeline.makers(path))
 
     def _ours(self, path: Path) -> bool:
         """Whether it belongs to what is shipped of the repository."""
@@ -502,29 +491,23 @@ class _Study:
 
     def _needed(self, stage: Stage) -> list[Path]:
         """Inputs of a stage other than code; in place of a folder that several stages fill, what they put there."""
-        needed = []
-        for path in stage.deps:
-            if path in self.filled and not self.pipeline.producer(path):
-                needed += self.filled[path]
-            elif not self._is_code(path):
-                needed.append(path)
-        return needed
+        needed = [self.pipeline.parts(path) or [path] for path in stage.deps if not self._is_code(path)]
+        return [path for paths in needed for path in paths]
 
 
 def _in_order(pipeline: Pipeline) -> list[Stage]:
     """Stages with a command, each after those whose outputs it takes."""
-    stages = {stage.name: stage for stage in pipeline.own if stage.command}
-    makers = {out: stage.name for stage in stages.values() for out in stage.outs}
-    filled = _below(makers)
+    stages = [stage for stage in pipeline.own if stage.command]
     graph = {
-        name: [
-            makers[out]
-            for dep in stage.deps
-            for out in (*(place for place in (dep, *dep.parents) if place in makers), *filled.get(dep, ()))
-        ]
-        for name, stage in stages.items()
+        stage: [maker for path in stage.deps for maker in pipeline.makers(path) if maker in stages] for stage in stages
     }
-    return [stages[name] for name in TopologicalSorter(graph).static_order()]
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _heading(path: Path) -> str | None:
+    """The first heading of a Markdown file, if it is there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), None)
 
 
 def _format(path: Path) -> str:

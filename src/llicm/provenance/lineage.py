@@ -2,28 +2,33 @@
 """Where an artefact comes from: the chain of stages, code, parameters and inputs behind it, every link checked.
 
 DVC's lock files say which stage made what, from which inputs, with which parameters, each by its MD5. A lineage walks
-them from an artefact back to the photos (`data.dvc`) and hashes everything on its way again: what is on disk must be
+them from an artefact back to the data (``.dvc`` files) and hashes everything on its way again: what is on disk must be
 what the lock says. Nothing is run and nothing is written.
+
+A stage may name its code by a *manifest*: an input in JSON such as ``{"modules": {"src/a.py": "<md5>"}, "packages":
+{"numpy": "1.26.4"}}``, with paths from the repository. Its modules are then checked as if the lock listed them.
 """
 
 import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from llicm.errors import UserError
 
-__all__ = [
-    "Lineage", "Pipeline", "Stage", "committed", "digest", "git", "members", "read_yaml", "stage_texts", "survey",
-    "to_dot", "trace",
-]  # fmt: skip
-
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
+RESTORE = "restore it with `git checkout` or `dvc checkout --force`; if it is meant, run `dvc repro`"
+FETCH = "get it with `dvc checkout` or `dvc pull`, or make it with `dvc repro`"
 
 
 def digest(path: str | os.PathLike) -> str | None:
@@ -36,7 +41,7 @@ def digest(path: str | os.PathLike) -> str | None:
         return None
     rows = [{"md5": digest(file), "relpath": file.relative_to(path).as_posix()} for file in members(path)]
     # DVC hashes exactly this text.
-    text = json.dumps(sorted(rows, key=lambda row: row["relpath"]), sort_keys=True)
+    text = json.dumps(sorted(rows, key=lambda row: str(row["relpath"])), sort_keys=True)
     return hashlib.md5(text.encode()).hexdigest() + ".dir"
 
 
@@ -47,7 +52,19 @@ def members(folder: Path) -> Iterator[Path]:
             yield file
 
 
-@dataclass(frozen=True)
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Parameters by dotted name to nested ones: {"models.rdo": x} becomes {"models": {"rdo": x}}."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return nested
+
+
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One entry of a lock file, or of a ``.dvc`` file (then without a command and inputs).
 
@@ -65,8 +82,8 @@ class Stage:
     command: str
     deps: dict[Path, str] = field(repr=False)
     outs: dict[Path, str] = field(repr=False)
-    params: dict = field(repr=False)
-    sizes: dict[Path, int] = field(repr=False, default_factory=dict)
+    params: dict[str, Any] = field(repr=False)
+    sizes: dict[Path, int] = field(repr=False)
 
     @property
     def notebook(self) -> Path | None:
@@ -78,9 +95,41 @@ class Stage:
         """The notebook among the inputs, without prose and outputs."""
         return next((path for path in self.deps if path.suffix == ".ipynb"), None)
 
+    @property
+    def run(self) -> dict[str, Any] | None:
+        """Seconds, host and library versions of the run that made the outputs: of this folder's own, or published."""
+        own = self.folder / ".run" / "hosts" / f"{self.name.replace('/', '-')}.json"
+        published = self.folder / "results" / "timing" / "stages.json"
+        return _read_json(own) or _read_json(published).get(self.name)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that a stage used or made.
+
+    Attributes:
+        kind: "input", "output", "code" (what no stage made, and the modules of a manifest), "manifest" or "package".
+        what: its path from the repository, or the name of a package.
+        expected: its MD5 in the lock or the manifest, or its version. found: that now, None if nothing is there.
+    """
+
+    stage: Stage
+    kind: str
+    what: str
+    expected: str
+    found: str | None
+
+    @property
+    def state(self) -> str:
+        return ABSENT if self.found is None else SAME if self.found == self.expected else CHANGED
+
+    @property
+    def remedy(self) -> str:
+        return FETCH if self.found is None else RESTORE
+
 
 class Pipeline:
-    """All lock files and ``.dvc`` files of a repository.
+    """All lock files and ``.dvc`` files of a repository; what is on disk is hashed once.
 
     Args:
         root: the repository.
@@ -91,49 +140,137 @@ class Pipeline:
     """
 
     def __init__(self, root: str | os.PathLike = ".", profile: str | None = None):
-        self.root = Path(root).resolve()
+        self.root, self.profile = Path(root).resolve(), profile
         self.folder = self.root / "profiles" / profile if profile else self.root
         if not (self.folder / "dvc.lock").is_file():
             raise UserError(f"{self.folder / 'dvc.lock'}: no such file; run `dvc repro` there first.")
+        sources = sorted([*self.root.glob("*.dvc"), *self.root.glob("init/*.dvc")])
         locks = [self.root / "dvc.lock", *sorted(self.root.glob("profiles/*/dvc.lock"))]
-        locks = [lock for lock in locks if lock.is_file()]
-        self.stages = [*self._data(), *(stage for lock in locks for stage in _stages(lock))]
-
-    def _data(self) -> Iterator[Stage]:
-        for path in sorted([*self.root.glob("*.dvc"), *self.root.glob("init/*.dvc")]):
-            if path.is_file():
-                entries = {(path.parent / out["path"]).resolve(): out for out in read_yaml(path).get("outs", [])}
-                outs = {place: entry["md5"] for place, entry in entries.items()}
-                sizes = {place: entry["size"] for place, entry in entries.items() if "size" in entry}
-                yield Stage(path.name, path, path.parent, "", {}, outs, {}, sizes)
-
-    @cached_property
-    def _made(self) -> dict[Path, Stage]:
-        return {path: stage for stage in self.stages for path in stage.outs}
-
-    def producer(self, path: str | os.PathLike) -> Stage | None:
-        """The stage that made a path, or the folder around it; None for what no stage made."""
-        path = Path(path).resolve()
-        return next((self._made[place] for place in (path, *path.parents) if place in self._made), None)
+        self.stages = [_stage(path.name, path, read_yaml(path)) for path in sources if path.is_file()]
+        for lock in filter(Path.is_file, locks):
+            entries = read_yaml(lock).get("stages") or {}
+            self.stages += [_stage(name, lock, entry) for name, entry in entries.items()]
+        self._hashes: dict[Path, str | None] = {}
 
     @property
     def own(self) -> list[Stage]:
         """The stages of `folder`, those of ``.dvc`` files first."""
         return [stage for stage in self.stages if stage.folder == self.folder or not stage.command]
 
-    def fills(self, folder: Path) -> bool:
-        """Whether outputs of stages lie in a folder that is none itself, such as that of all models."""
-        return any(out.is_relative_to(folder) for out in self._made)
+    @cached_property
+    def _made(self) -> dict[Path, Stage]:
+        return {path: stage for stage in self.stages for path in stage.outs}
+
+    @cached_property
+    def _filled(self) -> dict[Path, list[Path]]:
+        filled = defaultdict(list)
+        for path in self._made:
+            for folder in path.parents:
+                filled[folder].append(path)
+        return dict(filled)
+
+    def producer(self, path: str | os.PathLike) -> Stage | None:
+        """The stage that made a path, or the folder around it; None for what no stage made."""
+        path = Path(path).resolve()
+        return next((self._made[place] for place in (path, *path.parents) if place in self._made), None)
+
+    def parts(self, folder: Path) -> list[Path]:
+        """The outputs in a folder that is none itself, such as that of all models."""
+        return [] if self.producer(folder) else self._filled.get(folder, [])
+
+    def makers(self, path: Path) -> list[Stage]:
+        """The stage that made a path, or those that fill it; see `producer` and `parts`."""
+        maker = self.producer(path)
+        return [maker] if maker else list(dict.fromkeys(self._made[part] for part in self.parts(path)))
 
     def relative(self, path: Path) -> str:
         """A path as seen from the repository."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
+    def digest(self, path: Path) -> str | None:
+        """See :func:`digest`; as it was when first asked for."""
+        if path not in self._hashes:
+            self._hashes[path] = digest(path)
+        return self._hashes[path]
 
-def read_yaml(path: Path) -> dict:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    def locked(self, path: Path, md5: str) -> bytes | None:
+        """A file's content, or DVC's listing of a folder, that had this MD5, if it is on disk or in DVC's cache."""
+        cached = self.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+        place = path if path.is_file() and self.digest(path) == md5 else cached
+        return place.read_bytes() if place.is_file() else None
 
+    def items(self, stage: Stage) -> Iterator[Item]:
+        """All that a stage used and made."""
+        for path, md5 in stage.outs.items():
+            yield Item(stage, "output", self.relative(path), md5, self.digest(path))
+        for path, md5 in stage.deps.items():
+            manifest = _manifest(self.locked(path, md5)) if path.suffix == ".json" else None
+            kind = "manifest" if manifest else "input" if self.makers(path) else "code"
+            yield Item(stage, kind, self.relative(path), md5, self.digest(path))
+            if manifest:
+                now = _manifest(path.read_bytes() if path.is_file() else None) or manifest
+                for name, held in manifest["modules"].items():
+                    yield Item(stage, "code", name, held, self.digest(self.root / name))
+                for name, held in manifest["packages"].items():
+                    yield Item(stage, "package", name, held, now["packages"].get(name))
+
+    def differences(self, stages: Iterable[Stage]) -> list[tuple[Item, str]]:
+        """What is not as recorded, one entry a cause, each with words for which stages it touches.
+
+        A folder is no cause of its own if something in it differs, nor a manifest if its modules or packages do; what
+        lies in an output folder that is absent is none, either.
+        """
+        found: dict[str, list[Item]] = {}
+        for item in (item for stage in stages for item in self.items(stage) if item.state != SAME):
+            held = found.setdefault(item.what, [])
+            held.insert(0 if item.kind == "output" else len(held), item)
+        for what in sorted(found, key=lambda what: what.count("/")):  # folders before what is in them
+            if what not in found:
+                continue
+            first, users = found[what][0], {item.stage for item in found[what]}
+            causes = [other for other in found if other.startswith(f"{what}/")]
+            if first.kind == "output" and first.found is None:
+                for part in causes:
+                    found[what] += found.pop(part)
+                continue
+            if first.kind == "manifest":
+                own = {item.what for stage in users for item in self.items(stage) if item.kind in ("code", "package")}
+                causes = [other for other in found if other in own]
+            gone = found.pop(what) if causes else []
+            for cause in causes:
+                found[cause] += gone
+        return [(items[0], _role(items)) for items in found.values()]
+
+
+def _role(items: list[Item]) -> str:
+    first, more = items[0], len({item.stage for item in items}) - 1
+    return f"{first.kind} of {first.stage.name}" + (f" and {more} more stage{'s' * (more > 1)}" if more else "")
+
+
+def _manifest(text: bytes | None) -> dict[str, dict[str, str]] | None:
+    """The modules and packages of a manifest; None if the text is something else."""
+    try:
+        held = json.loads(text or b"null")
+    except ValueError:
+        return None
+    if not isinstance(held, dict) or not isinstance(held.get("modules"), dict):
+        return None
+    return {"modules": held["modules"], "packages": held.get("packages") or {}}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -143,25 +280,23 @@ def read_yaml(path: Path) -> dict:
 
 
 def stage_texts(folder: Path) -> dict[str, str]:
-    """Name of a stage, or of the family made by `foreach`, -> its description in the folder's dvc.yaml."""
+    """Name of a stage, or of the group made by `foreach`, -> its description in the folder's dvc.yaml."""
     entries = (read_yaml(folder / "dvc.yaml").get("stages") or {}).items()
     return {name: text for name, entry in entries if (text := (entry.get("do") or entry).get("desc"))}
 
 
-def _stages(lock: Path) -> Iterator[Stage]:
-    folder = lock.parent
-    for name, entry in (read_yaml(lock).get("stages") or {}).items():
-        try:
-            deps, outs = (
-                {Path(os.path.normpath(folder / item["path"])): item["md5"] for item in entry.get(kind, [])}
-                for kind in ("deps", "outs")
-            )
-        except (KeyError, TypeError):
-            raise UserError(f"{lock}: the entry of {name} is damaged; restore the file with git.") from None
-        params = {key: value for group in entry.get("params", {}).values() for key, value in group.items()}
-        items = [item for kind in ("deps", "outs") for item in entry.get(kind, []) if "size" in item]
-        sizes = {Path(os.path.normpath(folder / item["path"])): item["size"] for item in items}
-        yield Stage(name, lock, folder, entry.get("cmd", ""), deps, outs, params, sizes)
+def _stage(name: str, lock: Path, entry: dict[str, Any]) -> Stage:
+    try:
+        deps, outs = (
+            {Path(os.path.normpath(lock.parent / item["path"])): item for item in entry.get(kind, [])}
+            for kind in ("deps", "outs")
+        )
+        known, made = ({path: str(item["md5"]) for path, item in items.items()} for items in (deps, outs))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{lock}: the entry of {name} is damaged; restore the file with git.") from None
+    params = {key: value for group in entry.get("params", {}).values() for key, value in group.items()}
+    sizes = {path: item["size"] for path, item in (deps | outs).items() if "size" in item}
+    return Stage(name, lock, lock.parent, entry.get("cmd", ""), known, made, params, sizes)
 
 
 @dataclass
@@ -171,17 +306,17 @@ class Lineage:
     Attributes:
         artefact: its path from the repository. md5: of what is on disk.
         stages: one dictionary a stage, the one that made the artefact first; see `trace`.
-        links: (stage, input, stage that made the input), by name; inputs that no stage made are code.
-        findings: sentences about everything on disk that differs from the lock.
+        links: (stage, input, stage that made the input), by name.
+        findings: sentences about everything on disk that differs from the lock, one a cause.
         git: commit of the working tree, its date, and whether the tree is clean.
     """
 
     artefact: str
     md5: str | None
-    stages: list[dict]
+    stages: list[dict[str, Any]]
     links: list[tuple[str, str, str]]
     findings: list[str]
-    git: dict
+    git: dict[str, Any]
 
     @property
     def verified(self) -> bool:
@@ -195,66 +330,71 @@ class Lineage:
 
     def as_text(self) -> str:
         """For reading: the stages from the artefact back to the data, and what was found."""
+        makers = {(stage, path): maker for stage, path, maker in reversed(self.links)}
         lines = [f"{self.artefact}  {self.md5}"]
         for stage in self.stages:
             commit, ran = stage["commit"], stage["run"]
-            about = [f"{stage['pipeline']}"]
-            about += [f"commit {commit['hash'][:10]} of {commit['date']}"] if commit else ["not committed"]
+            about = [
+                stage["pipeline"],
+                f"commit {commit['hash'][:10]} of {commit['date']}" if commit else "not committed",
+            ]
             if ran:
                 about.append(f"{ran['seconds']:.0f} s on {ran['platform']}, Python {ran['python']}")
             lines += ["", f"{stage['stage']}  ({'; '.join(about)})"]
-            if stage["command"]:
-                lines.append(f"  {stage['command']}")
+            lines += [f"  {stage['command']}"] if stage["command"] else []
             for key, value in stage["params"].items():
                 text = json.dumps(value)
                 lines.append(f"  {key} = {text if len(text) < 100 else text[:97] + '...'}")
             for kind in ("inputs", "code", "outputs"):
                 for row in stage[kind]:
-                    maker = next((m for s, p, m in self.links if (s, p) == (stage["stage"], row["path"])), None)
-                    by = f"  <- {maker}" if maker and kind == "inputs" else ""
-                    name = kind if kind == "code" else kind[:-1]
-                    lines.append(f"  {name:7} {row['on_disk']:8} {row['path']}{by}")
-        state = "clean" if self.git["clean"] else "changed files"
-        lines += ["", f"git {self.git['commit']}, {state}"]
+                    maker = makers.get((stage["stage"], row["path"])) if kind == "inputs" else None
+                    by = f"  <- {maker}" if maker else ""
+                    lines.append(f"  {kind.removesuffix('s'):7} {row['on_disk']:8} {row['path']}{by}")
+            if stage["packages"]:
+                lines.append(f"  packages {', '.join(f'{name} {held}' for name, held in stage['packages'].items())}")
+        lines += ["", f"git {self.git['commit']}, {'clean' if self.git['clean'] else 'changed files'}"]
         return "\n".join([*lines, *(["verified"] if self.verified else ["NOT VERIFIED", *self.findings])])
 
 
-def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".") -> Lineage:
+Resolver = Callable[[Path, Pipeline], Path | None]
+"""Gives the output that a file was made by, such as a model for a file that it compressed; None for other files."""
+
+
+def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".", resolve: Resolver | None = None) -> Lineage:
     """Walk from an artefact back to the data.
 
     Args:
         artefact: any output of the pipeline or a file inside one: a figure, a table, a weight file, an executed
-            notebook; or a ``.llicm`` file, which is traced through the model that wrote it.
+            notebook; or a file for which `resolve` knows the output that made it.
         root: the repository.
 
     Returns:
         :class:`Lineage`. Each of its stages has `stage`, `pipeline` (the lock file), `command`, `params`, `inputs`,
-        `code` and `outputs` (lists of `path`, `md5`, `on_disk`: ok, changed or absent), `commit` (the one that brought
-        this result: `hash` and `date`, or null) and `run` (seconds, host and library versions, or null where unknown).
+        `code` and `outputs` (lists of `path`, `md5`, `on_disk`: ok, changed or absent), `packages` (name -> version, of
+        the manifest), `commit` (the one that brought this result: `hash` and `date`, or null) and `run` (seconds, host
+        and library versions, or null where unknown).
 
     Raises:
-        UserError: the artefact is missing, or no stage made it, or no model here wrote the ``.llicm`` file.
+        UserError: the artefact is missing, or no stage made it.
     """
     pipeline = Pipeline(root)
     path = Path(artefact).resolve()
     if not path.exists():
-        raise UserError(f"{artefact}: no such file; get it with `dvc pull`, or make it with `dvc repro`.")
-    start = path
-    if path.suffix == ".llicm":
-        start = _model_of(path, pipeline)
+        raise UserError(f"{artefact}: no such file; {FETCH}.")
+    start = (resolve(path, pipeline) if resolve else None) or path
     first = pipeline.producer(start)
     if first is None:
         raise UserError(f"{artefact}: no stage of the pipeline made it; `dvc.yaml` lists what the stages make.")
-    found = Lineage(pipeline.relative(path), digest(path), [], [], [], _git_state(pipeline.root))
+    found = _follow([first], pipeline, path)
     if path != start:
-        found.links.append((found.artefact, pipeline.relative(start), first.name))
-    _check_inside(start, first, pipeline, found)
-    _follow([first], pipeline, found)
+        found.links.insert(0, (found.artefact, pipeline.relative(start), first.name))
+    if start.is_dir() and start not in first.outs and not any(place in first.outs for place in start.parents):
+        found.findings.append(f"{found.artefact}: a folder with outputs of several stages; name one of them.")
     return found
 
 
 def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage:
-    """All stages of a study as `trace` tells of them, whether or not what they made is on disk.
+    """All stages of a study as `trace` describes them, whether or not what they made is on disk.
 
     Args:
         root: the repository. profile: name of a folder below profiles/; None for the default study.
@@ -263,78 +403,40 @@ def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage
         UserError: the study has no dvc.lock, or one is damaged.
     """
     pipeline = Pipeline(root, profile)
-    lock = pipeline.folder / "dvc.lock"
-    found = Lineage(pipeline.relative(lock), digest(lock), [], [], [], _git_state(pipeline.root))
-    _follow(pipeline.own, pipeline, found)
+    return _follow(pipeline.own, pipeline, pipeline.folder / "dvc.lock")
+
+
+def _follow(first: list[Stage], pipeline: Pipeline, artefact: Path) -> Lineage:
+    """Describe these stages and all behind them."""
+    commit, _, date = git(pipeline.root, "log", "-1", "--format=%H %cs").partition(" ")
+    clean = bool(commit) and not git(pipeline.root, "status", "--porcelain", "-uno")
+    state = {"commit": commit or None, "date": date or None, "clean": clean}
+    found = Lineage(pipeline.relative(artefact), digest(artefact), [], [], [], state)
+    stages = list(first)
+    for stage in stages:  # grows
+        found.stages.append(_describe(stage, pipeline))
+        for path in stage.deps:
+            for maker in pipeline.makers(path):
+                found.links.append((stage.name, pipeline.relative(path), maker.name))
+                if maker not in stages:
+                    stages.append(maker)
+    for item, role in pipeline.differences(stages):
+        there = "is not there" if item.found is None else f"is {item.found} here"
+        lock = pipeline.relative(item.stage.lock)
+        found.findings.append(f"{item.what}: {there}, but {lock} has {item.expected} as {role}; {item.remedy}.")
     return found
 
 
-def _follow(first: list[Stage], pipeline: Pipeline, found: Lineage) -> None:
-    """Describe these stages and all behind them."""
-    queue, seen, hashes = list(first), {stage.name: stage for stage in first}, {}
-    while queue:
-        stage = queue.pop(0)
-        found.stages.append(_describe(stage, pipeline, hashes, found))
-        for path in stage.deps:
-            maker = pipeline.producer(path)
-            if maker is not None:
-                found.links.append((stage.name, pipeline.relative(path), maker.name))
-            elif pipeline.fills(path):
-                # A folder that several stages fill, such as all models; it need not be on disk.
-                for other in pipeline.stages:
-                    if any(out.is_relative_to(path) for out in other.outs) and other.folder == stage.folder:
-                        found.links.append((stage.name, pipeline.relative(path), other.name))
-                        if other.name not in seen:
-                            seen[other.name] = other
-                            queue.append(other)
-            if maker is not None and maker.name not in seen:
-                seen[maker.name] = maker
-                queue.append(maker)
-
-
-def _check_inside(path: Path, stage: Stage, pipeline: Pipeline, found: Lineage) -> None:
-    """Nothing may lie in an output folder that was not there when it was locked; the folder's own hash tells."""
-    if path.is_dir() and path not in stage.outs:
-        found.findings.append(f"{pipeline.relative(path)}: a folder with outputs of several stages; name one of them.")
-
-
-def _describe(stage: Stage, pipeline: Pipeline, hashes: dict, found: Lineage) -> dict:
-    lists: dict[str, list[dict]] = {"inputs": [], "code": [], "outputs": []}
-    for kind, items in (("inputs", stage.deps), ("outputs", stage.outs)):
-        for path, md5 in items.items():
-            if path not in hashes:
-                hashes[path] = digest(path)
-            state = ABSENT if hashes[path] is None else SAME if hashes[path] == md5 else CHANGED
-            row = {"path": pipeline.relative(path), "md5": md5, "on_disk": state}
-            made = kind == "outputs" or pipeline.producer(path) is not None or pipeline.fills(path)
-            lists[kind if made else "code"].append(row)
-            told = any(finding.startswith(f"{row['path']}: ") for finding in found.findings)
-            if state != SAME and not told:
-                what = "is not there" if state == ABSENT else f"is {hashes[path]} on disk"
-                found.findings.append(
-                    f"{row['path']}: {what}, but {pipeline.relative(stage.lock)} has {md5} as one of the {kind} of "
-                    f"{stage.name}; restore it with `git checkout` or `dvc checkout`, or run `dvc repro`."
-                )
+def _describe(stage: Stage, pipeline: Pipeline) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for item in pipeline.items(stage):
+        rows[item.kind].append({"path": item.what, "md5": item.expected, "on_disk": item.state})
     return {
         "stage": stage.name, "pipeline": pipeline.relative(stage.lock), "command": stage.command,
-        "params": stage.params, **lists,
-        "commit": _commit_of(stage, pipeline.root), "run": run_of(stage, pipeline.root),
+        "params": stage.params, "inputs": rows["input"] + rows["manifest"], "code": rows["code"],
+        "outputs": rows["output"], "packages": {row["path"]: row["md5"] for row in rows["package"]},
+        "commit": _commit_of(stage, pipeline.root), "run": stage.run,
     }  # fmt: skip
-
-
-def run_of(stage: Stage, root: Path) -> dict | None:
-    """Seconds, host and library versions of the run that made these outputs: of this folder's own, or the published."""
-    own = stage.folder / ".run" / "hosts" / f"{stage.name.replace('/', '-')}.json"
-    published = stage.folder / "results" / "timing" / "stages.json"
-    for path, pick in ((own, lambda d: d), (published, lambda d: d.get(stage.name))):
-        if path.is_file():
-            try:
-                found = pick(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError:
-                continue
-            if found:
-                return found
-    return None
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -350,13 +452,7 @@ def committed(folder: Path, name: str) -> bytes | None:
     return None if done.returncode else done.stdout
 
 
-def _git_state(root: Path) -> dict:
-    commit, _, date = git(root, "log", "-1", "--format=%H %cs").partition(" ")
-    clean = bool(commit) and not git(root, "status", "--porcelain", "-uno")
-    return {"commit": commit or None, "date": date or None, "clean": clean}
-
-
-def _commit_of(stage: Stage, root: Path) -> dict | None:
+def _commit_of(stage: Stage, root: Path) -> dict[str, str] | None:
     """The commit that brought this stage's result into the lock file."""
     md5 = next(iter(stage.outs.values()), None)
     line = git(root, "log", "--reverse", "--format=%H %cs", f"-S{md5}", "--", str(stage.lock)) if md5 else ""
@@ -366,50 +462,17 @@ def _commit_of(stage: Stage, root: Path) -> dict | None:
     return {"hash": commit, "date": date}
 
 
-def _model_of(path: Path, pipeline: Pipeline) -> Path:
-    """The model file here whose codec wrote a ``.llicm`` file."""
-    from llicm.codec.bitstream import unpack
-    from llicm.errors import BitstreamError
-    from llicm.framework import load_part
-    from llicm.model import load_model
-
-    try:
-        wanted = unpack(path.read_bytes()).model
-    except BitstreamError as error:
-        raise UserError(f"{path}: {error}") from None
-    candidates = [
-        out if out.is_file() else file
-        for stage in pipeline.stages
-        for out in stage.outs
-        for file in ([out] if out.is_file() else sorted(out.rglob("*.safetensors")))
-        if file.name in ("llicm.safetensors", "codec.safetensors")
-    ]
-    # The file of the whole system first: it is what the command line uses.
-    for file in sorted(candidates, key=lambda file: file.name != "llicm.safetensors"):
-        try:
-            codec = load_model(file).codec if file.name == "llicm.safetensors" else load_part("codec", file)
-        except UserError:
-            continue
-        if codec is not None and codec.model_id()[: len(wanted)] == wanted:
-            return file
-    raise UserError(
-        f"{path}: written by model {wanted.hex()}, which is none of this repository's; get its weights with `dvc "
-        "pull`, or check out the commit they belong to."
-    )
-
-
 def to_dot(found: Lineage) -> str:
     """The stages of a lineage as a graph in the language of Graphviz; an edge is an input."""
-    bad = {finding.split(":")[0] for finding in found.findings}
     lines = ["digraph lineage {", '  rankdir="RL"; node [shape=box, fontname="sans-serif", fontsize=10];']
     lines.append(f'  {json.dumps(found.artefact)} [shape=note, style=filled, fillcolor="#FBE3D2"];')
     for stage in found.stages:
-        paths = [row["path"] for kind in ("inputs", "code", "outputs") for row in stage[kind]]
-        colour = "#F4B6B6" if bad & set(paths) else "#DCE9F5"
+        rows = [row for kind in ("inputs", "code", "outputs") for row in stage[kind]]
+        colour = "#DCE9F5" if all(row["on_disk"] == SAME for row in rows) else "#F4B6B6"
         label = stage["stage"] + (f"\\n{stage['run']['seconds']:.0f} s" if stage["run"] else "")
         lines.append(f'  {json.dumps(stage["stage"])} [label={json.dumps(label)}, style=filled, fillcolor="{colour}"];')
     if found.stages and not any(link[0] == found.artefact for link in found.links):
         lines.append(f"  {json.dumps(found.artefact)} -> {json.dumps(found.stages[0]['stage'])};")
-    for stage, path, maker in dict.fromkeys(found.links):
-        lines.append(f"  {json.dumps(stage)} -> {json.dumps(maker)} [label={json.dumps(path)}, fontsize=8];")
+    for user, path, maker in dict.fromkeys(found.links):
+        lines.append(f"  {json.dumps(user)} -> {json.dumps(maker)} [label={json.dumps(path)}, fontsize=8];")
     return "\n".join([*lines, "}"]) + "\n"
