@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -14,16 +15,19 @@ from PIL import Image
 from torch import nn
 
 from llicm import cli
+from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import read_records
+from llicm.cli.common import METRICS, TASKS
 from llicm.codec.bitstream import Bitstream, pack, unpack
 from llicm.codec.mean_scale import make_codec
 from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
-from llicm.framework import LLICM, load_part
+from llicm.framework import LLICM
 from llicm.images import quantize8, read_image, write_png
-from llicm.registry import make_restorer
+from llicm.registry import RESTORERS
 from llicm.vlm.checkpoint import load_daclip, official_names
 from llicm.vlm.daclip import make_daclip
+from llicm.weights import load_part
 
 TINY = {
     "embed_dim": 6,
@@ -45,7 +49,7 @@ def test_command_converts(tmp_path, capsys):
 def test_command_converts_a_released_restorer(tmp_path, capsys, monkeypatch):
     small = {"nf": 4, "ch_mult": [1, 2], "context": {"degradation": 8, "content": 8}}
     monkeypatch.setattr("llicm.restore.released.UNIVERSAL_IR", small)
-    state, out = make_restorer("irsde", **small).unet.state_dict(), tmp_path / "out.safetensors"
+    state, out = RESTORERS.make("irsde", **small).unet.state_dict(), tmp_path / "out.safetensors"
     torch.save(state, tmp_path / "universal-ir.pth")
     assert cli.main(["restorer", "convert", str(tmp_path / "universal-ir.pth"), str(out), "--steps", "7"]) == 0
     restorer = load_part("restorer", out)
@@ -76,14 +80,14 @@ def test_command_fails_with_one_sentence(tmp_path, capsys, source, target, sente
 LEVELS = 5
 
 
-class Teller(nn.Module):
-    """A guide that remembers what it was told, and a restorer that shows that it was there."""
+class Spy(nn.Module):
+    """A conditioner that remembers the hints it was given, and a restorer that shows that it was there."""
 
-    told: list = []
+    hints: list = []
 
     def forward(self, *arguments):
-        if len(arguments) == 2:  # as a guide: X̂ and the words
-            self.told.append(arguments[1])
+        if len(arguments) == 2:  # as a conditioner: X̂ and the hints
+            self.hints.append(arguments[1])
             return None
         return arguments[0] * 0.5  # as a restorer: X̂, the level, and the context
 
@@ -93,7 +97,7 @@ def small():
     torch.manual_seed(0)
     codec = make_codec("mean-scale", N=16, M=24, lambdas=[0.002, 0.005, 0.01, 0.03, 0.1])
     codec.update()
-    return LLICM(codec.eval(), Teller(), Teller()).eval()
+    return LLICM(codec.eval(), Spy(), Spy()).eval()
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def model(small, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=load_model))
     monkeypatch.delenv("LLICM_MODEL", raising=False)
-    Teller.told.clear()
+    Spy.hints.clear()
     return asked
 
 
@@ -243,15 +247,15 @@ def test_terminal_gets_no_bytes(here, model, monkeypatch, capsys):
     assert "standard output is a terminal" in said.err and said.out == "" and model == []
 
 
-def test_task_is_told(here, model, capsys):
+def test_task_reaches_the_conditioner(here, model, capsys):
     run(capsys, "compress", "a.png")
     run(capsys, "decompress", "a.llicm", "-o", "b.png", "--task", " noisy,Low-light")
     run(capsys, "decompress", "a.llicm", "-o", "c.png")
     run(capsys, "restore", "a.png", "--task", "rainy")
-    assert Teller.told == [["low-light, noisy"], [None], ["rainy"]]
+    assert Spy.hints == [["low-light, noisy"], [None], ["rainy"]]
     said = run(capsys, "restore", "a.png", "--task", "foggy", code=2)
     assert "unknown degradation 'foggy'" in said.err and all(word in said.err for word in DEGRADATIONS)
-    assert tuple(DEGRADATIONS) == cli.TASKS
+    assert tuple(DEGRADATIONS) == TASKS
 
 
 def test_model_by_option_and_environment(here, model, monkeypatch, capsys):
@@ -262,7 +266,7 @@ def test_model_by_option_and_environment(here, model, monkeypatch, capsys):
     assert model == [None, Path("own.safetensors"), Path("other.safetensors")]
 
 
-def test_missing_model_is_told_once(here, monkeypatch, capsys):
+def test_missing_model_is_reported_once(here, monkeypatch, capsys):
     def absent(path=None):
         raise UserError("llicm.safetensors: no such weights; run `dvc pull`")
 
@@ -376,7 +380,7 @@ def test_interruption(here, model, small, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = files()
-    monkeypatch.setattr(type(small), "compress", stop)
+    monkeypatch.setattr(type(small.codec), "encode", stop)
     said = run(capsys, "compress", "photos", "-o", "small", code=130)
     assert "error: interrupted" in said.err and "Traceback" not in said.err and files() == before
 
@@ -395,7 +399,8 @@ def test_too_little_memory(here, model, small, monkeypatch, capsys, error):
 def test_standard_output_that_takes_nothing(here):
     """In a process of its own, for what Python does at its end."""
     Path("stream.llicm").write_bytes(pack(Bitstream(b"abcd", 8, 8, 1.0, b"xyz")))
-    command = [sys.executable, "-m", "llicm.cli.study", "inspect", "stream.llicm"]
+    program = "import sys; from llicm.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "inspect", "stream.llicm"]
     with open("/dev/full", "wb") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1
@@ -427,7 +432,7 @@ def test_restore(here, model, capsys):
 
 
 def test_restore_with_the_real_restorer(here, model, small, monkeypatch, capsys):
-    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1]).eval()
+    restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1]).eval()
     monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda p: LLICM(None, restorer)))
     run(capsys, "restore", "a.png")
     assert torch.equal(read_image("a.restored.png"), picture()), "untrained it leaves images as they are"
@@ -511,7 +516,7 @@ def test_evaluate_against_ideal_photos(here, model, small, capsys):
     enhanced = quantize8(small.decompress(small.compress(picture(), 2))[1])
     mse = (enhanced - quantize8(picture() * 0.5)).square().mean()
     assert psnr["value"]["llicm"] == pytest.approx(float(-10 * mse.log10()), abs=0.01)
-    assert Teller.told[0] == ["hazy"]
+    assert Spy.hints[0] == ["hazy"]
 
 
 def test_evaluate_without_reference_uses_other_metrics_on_everything(here, model, pipe, capsys):
@@ -537,7 +542,30 @@ def test_evaluate_reports_what_it_cannot_measure(here, model, capsys):
     assert set(read_records("r.csv")["image"]) == {"c.png"}
 
 
-# --- help ---
+def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
+    """However many levels are tried: rate control and evaluation encode the same prefiltered photo."""
+
+    class Prefilter(nn.Module):
+        calls = 0
+
+        def forward(self, x, level, context):
+            Prefilter.calls += 1
+            return 1 - x
+
+    system = LLICM(small.codec, Spy(), Spy(), Prefilter()).eval()
+    monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda path: system))
+    Spy.hints.clear()
+    run(capsys, "compress", "a.png", "photos/b.png", "-o", "small", "--bpp", "0.8")
+    assert Prefilter.calls == len(Spy.hints) == 2
+    level = unpack(Path("small/a.llicm").read_bytes()).level
+    assert Path("small/a.llicm").read_bytes() == small.codec.encode(quantize8(1 - picture()), level)
+    assert Path("small/a.llicm").read_bytes() == system.compress(picture(), level)
+    Prefilter.calls = 0
+    run(capsys, "evaluate", "a.png", "--levels", "0,1,2", "--metrics", "psnr", "-o", "r.csv")
+    assert Prefilter.calls == 1
+
+
+# --- help and completion ---
 
 COMMANDS = [
     [], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
@@ -559,7 +587,7 @@ def test_every_command_is_covered_above():
             yield [*prefix, name]
             yield from paths(command, [*prefix, name]) if hasattr(command, "commands") else ()
 
-    assert sorted([[], *paths(cli._llicm, [])]) == sorted(COMMANDS)
+    assert sorted([[], *paths(cli.llicm, [])]) == sorted(COMMANDS)
 
 
 def test_version(capsys):
@@ -571,10 +599,69 @@ def test_version(capsys):
 def test_quick_commands_do_not_load_torch(here):
     """Help, and what tells about a file without decoding it."""
     code = (
-        "import sys; from llicm.cli.study import main; from llicm.codec.bitstream import Bitstream, pack;"
+        "import sys; from llicm.cli import main; from llicm.codec.bitstream import Bitstream, pack;"
         "open('x.llicm', 'wb').write(pack(Bitstream(b'abcd', 8, 8, 1.0, b'xyz')));"
         "assert [main(['--help']), main(['compress', '-h']), main(['inspect', 'x.llicm'])] == [0, 0, 0];"
         "sys.exit(str(sorted({'torch', 'numpy', 'pandas', 'PIL', 'open_clip'} & set(sys.modules))))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stderr == "[]\n" and "8x8 pixels" in ended.stdout
+
+
+def test_every_command_is_documented():
+    """Its synopsis is a heading, and an example calls it."""
+    text = (Path(__file__).resolve().parents[1] / "docs/command-line.md").read_text(encoding="utf-8")
+    groups = [
+        command for command in COMMANDS if any(len(c) > len(command) and c[: len(command)] == command for c in COMMANDS)
+    ]
+    for command in COMMANDS:
+        if command not in groups:
+            words = " ".join(["llicm", *command])
+            assert f"## {words}\n" in text and f"\n{words} " in text.partition(f"## {words}\n")[2].partition("\n## ")[0]
+    assert all(f"_LLICM_COMPLETE={shell}_source llicm" in text for shell in ("bash", "zsh", "fish"))
+
+
+def completions(monkeypatch, capsys, *words):
+    """What is offered in place of the last word."""
+    monkeypatch.setenv("_LLICM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["llicm", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    assert cli.main([]) == 0
+    found = [line.split(",", 1) for line in capsys.readouterr().out.splitlines() if line]
+    return {word if kind == "plain" else kind for kind, word in found}
+
+
+def test_completion(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("models: {rdo: {}, restorer: {}}\nbenchmark: {heic: {}, webp: {}}\n")
+    Path("other").mkdir()
+    Path("other/params.yaml").write_text("models: {llicm: {}}\n")
+
+    def offered(*words):
+        return completions(monkeypatch, capsys, *words)
+
+    assert offered("de") == {"decompress", "degrade"} and offered("vlm", "") == {"convert"}
+    assert offered("compress", "--b") == {"--bpp", "--bytes"} and offered("compress", "ph") == {"file"}
+    assert offered("restore", "--task", "") == set(TASKS)
+    assert offered("restore", "--task", "noisy,ra") == {"noisy,rainy", "noisy,raindrop"}
+    assert offered("evaluate", "--metrics", "ssim,ss") == set() and "ssim,psnr" in offered(
+        "evaluate", "--metrics", "ssim,"
+    )
+    assert offered("data", "add", "kod") == {"kodak"} and offered("benchmark", "kod") == {"kodak", "dir"}
+    assert offered("benchmark", "kodak", "--groups", "heic,") == {"heic,webp"}
+    assert offered("train", "r") == {"rdo", "restorer"} and offered("train", "--profile", "other", "") == {"llicm"}
+    assert offered("train", "--profile", "nowhere", "") == set()
+    assert offered("audit", "--checks", "lock,ha") == {"lock,hashes"}
+
+
+def test_offered_metrics_exist():
+    assert all(metric_info(name) for name in METRICS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_set_up(monkeypatch, capsys, shell):
+    if shell == "bash" and not shutil.which("bash"):
+        pytest.skip("click asks bash for its version")
+    monkeypatch.setenv("_LLICM_COMPLETE", f"{shell}_source")
+    assert cli.main([]) == 0
+    assert f"_LLICM_COMPLETE={shell}_complete" in capsys.readouterr().out

@@ -6,20 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from llicm.cli import files
+from llicm.cli.files import FORMATS, Job, check_target, encode_photo, expand, format_of, plan
 from llicm.errors import UserError
 from llicm.images import quantize8, read_image
-from llicm.cli.files import (
-    FORMATS,
-    Job,
-    check_target,
-    encode_photo,
-    expand,
-    format_of,
-    plan,
-    read_bytes,
-    references,
-    write_file,
-)
 
 
 def photo(height=20, width=30):
@@ -111,7 +101,7 @@ def test_a_format_that_cannot_hold_the_image():
         encode_photo(torch.zeros(3, 1, 16384), ".webp")
 
 
-def test_format_is_told_by_suffix_or_option():
+def test_format_is_set_by_suffix_or_option():
     assert format_of(Path("a.JPG"), None) == ".jpg" and format_of(Path("a.jpeg"), "jpg") == ".jpeg"
     assert format_of(None, None) == ".png" and format_of(Path("a"), "webp") == ".webp"
     with pytest.raises(UserError, match="a.heic: images are written as .png"):
@@ -132,9 +122,9 @@ def test_targets_are_replaced_only_on_demand(folder):
 
 def test_reading_and_writing_fail_with_a_sentence(folder, monkeypatch):
     with pytest.raises(UserError, match="none.llicm: cannot be read .No such file"):
-        read_bytes(Path("none.llicm"))
+        files.read_bytes(Path("none.llicm"))
     with pytest.raises(UserError, match="notes.txt/a.png: cannot be written"):
-        write_file(Path("photos/notes.txt/a.png"), b"new")
+        files.write_file(Path("photos/notes.txt/a.png"), b"new")
     Path("a.png").write_bytes(b"old")
 
     def full(self, data):
@@ -142,7 +132,7 @@ def test_reading_and_writing_fail_with_a_sentence(folder, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="a.png: cannot be written .No space left"):
-        write_file(Path("a.png"), b"new")
+        files.write_file(Path("a.png"), b"new")
     assert Path("a.png").read_bytes() == b"old" and [p.name for p in folder.glob("*.tmp")] == []
     assert [p.name for p in folder.glob(".*")] == []
 
@@ -151,13 +141,13 @@ def test_references_by_name_or_stem(folder):
     for name in ("a.jpg", "a.png", "b.tif"):
         (folder / "other" / name).write_bytes(b"")
     sources = [Path("photos/a.jpg"), Path("photos/b.png")]
-    assert references(sources, Path("other")) == {
+    assert files.references(sources, Path("other")) == {
         sources[0]: Path("other/a.jpg"),
         sources[1]: Path("other/b.tif"),
     }
     with pytest.raises(UserError, match="c.png: no reference named c"):
-        references([Path("c.png")], Path("other"))
+        files.references([Path("c.png")], Path("other"))
     with pytest.raises(UserError, match="a.webp: several references"):
-        references([Path("a.webp")], Path("other"))
+        files.references([Path("a.webp")], Path("other"))
     with pytest.raises(UserError, match="absent: no such folder"):
-        references(sources, Path("absent"))
+        files.references(sources, Path("absent"))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
@@ -18,23 +18,9 @@ from llicm.files import write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "FORMATS",
-    "Job",
-    "check_target",
-    "encode_photo",
-    "expand",
-    "format_of",
-    "plan",
-    "read_bytes",
-    "read_photo",
-    "references",
-    "write_file",
-]
-
 STREAM_SUFFIX = ".llicm"
 # Suffix -> Pillow's name of the format and its options. All but JPEG keep the 8-bit pixels exactly.
-FORMATS = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
@@ -106,7 +92,7 @@ def plan(inputs: Sequence[str], output: str | None, suffix: str, label: str = ""
 
     Args:
         suffix: of the results, e.g. ".png"; a file that is named by `output` keeps its own.
-        label: put before the suffix of results beside their inputs, e.g. ".restored"; told for images made of images.
+        label: put before the suffix of results beside their inputs, e.g. ".restored"; for images made of images.
         streams: the inputs are `.llicm` files.
 
     Raises:
@@ -135,20 +121,20 @@ def plan(inputs: Sequence[str], output: str | None, suffix: str, label: str = ""
     takers: dict[Path, str] = {}
     known = {path.resolve() for path in sources if path is not None}
     for source in sources:
-        if output == "-" or (source is None and output is None):
-            jobs.append(Job(source, None))
-            continue
-        if folder is not None:
+        target = None  # a pipe
+        if folder is not None and source is not None:
             target = folder / f"{source.stem}{suffix}"
-        else:
-            target = source.with_name(f"{source.stem}{label}{suffix}") if output is None else Path(output)
-        if target.resolve() in known:
-            raise UserError(f"{target}: the result would replace this input; give another name or folder to -o.")
-        if target in takers:
-            raise UserError(
-                f"{target}: both {takers[target]} and {source} would be written there; rename one, or run them apart."
-            )
-        takers[target] = name_of(source)
+        elif output is not None and output != "-":
+            target = Path(output)
+        elif output is None and source is not None:
+            target = source.with_name(f"{source.stem}{label}{suffix}")
+        if target is not None:
+            if target.resolve() in known:
+                raise UserError(f"{target}: the result would replace this input; give another name or folder to -o.")
+            if target in takers:
+                both = f"both {takers[target]} and {name_of(source)}"
+                raise UserError(f"{target}: {both} would be written there; rename one, or run them apart.")
+            takers[target] = name_of(source)
         jobs.append(Job(source, target))
     return jobs
 

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from llicm.codec.bitstream import LEVEL_UNIT
 from llicm.errors import UserError
 
-__all__ = ["compress_to"]
-
 _CLOSE = 0.995  # of the wanted size: near enough to stop
 
 

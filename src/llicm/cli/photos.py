@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for own photos: compress, decompress, restore, degrade, inspect, evaluate."""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llicm.cli import files
+from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Stop, Task, each, offer, print_note, print_result
+from llicm.cli.files import Job
+from llicm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llicm.framework import LLICM
+
+DEFAULT_LEVEL = 2
+_CLOSE = 0.98  # of the wanted size: what is below is worth a note
+
+_inputs = click.argument("inputs", metavar="IN...", nargs=-1, required=True, type=click.Path())
+_output = click.option(
+    "-o", "--output", metavar="OUT", type=click.Path(),
+    help="File to write, or folder if there are several; - for standard output.",
+)  # fmt: skip
+_force = click.option("--force", is_flag=True, help="Replace files that exist.")
+_model = click.option(
+    "--model", type=PATH, envvar="LLICM_MODEL", show_envvar=True,
+    help="Weights to use, one .safetensors file; default: those of the repository.",
+)  # fmt: skip
+_format = click.option(
+    "--format", "wanted", type=click.Choice(["png", "jpg", "webp", "tif"]),
+    help="Kind of image to write where OUT leaves it open; default: png. PNG, WebP and TIFF keep the result exactly, "
+    "JPEG has quality 95.",
+)  # fmt: skip
+_task = click.option(
+    "--task", type=Task(), shell_complete=offer(TASKS),
+    help="Name what is wrong with the photo instead of having it detected: one, or two joined by a comma, of "
+    + ", ".join(TASKS) + ".",
+)  # fmt: skip
+
+
+# --- what the commands share ---
+
+
+def _load(path: Path | None, *parts: str, levels: Sequence[float] = ()) -> "LLICM":
+    """The model of this file (None: the repository's), which must hold these parts, and have these levels.
+
+    Raises:
+        Stop: it lacks one, or see `llicm.model.load_model`.
+    """
+    from llicm.model import load_model
+
+    try:
+        system = load_model(path)
+    except UserError as error:
+        raise Stop(str(error)) from None
+    for part in parts:
+        if getattr(system, part) is None:
+            raise Stop(f"{path or 'the default model'}: has no {part}, which this needs; name another --model.")
+    for level in levels:
+        if not 0 <= level <= _top(system):
+            raise Stop(f"level {level:g}: this model has levels 0 to {_top(system):g}.")
+    return system
+
+
+def _top(system: "LLICM") -> float:
+    """The highest level of a model with a codec."""
+    return float(system.codec.levels - 1)
+
+
+def _encode(system: "LLICM", prefiltered: "Tensor", level: float) -> bytes:
+    """The file of a photo (3, H, W) as `LLICM.prefiltered` gives it; what cannot be coded is a UserError."""
+    try:
+        return system.codec.encode(prefiltered, level)
+    except ValueError as error:
+        raise UserError(f"cannot be compressed: {error}.") from None
+
+
+def _convert(jobs: Iterable[Job], force: bool, work: Callable[[Job], tuple[bytes, str]]) -> None:
+    """Make each job's file, and a line about it on standard output, or on standard error if the file goes there.
+
+    Args:
+        work: gives the bytes and the line of a job; not called for a file that may not be written.
+
+    Raises:
+        click.exceptions.Exit: with 1, if any failed.
+    """
+
+    def whole(job: Job) -> str:
+        files.check_target(job, force)
+        data, line = work(job)
+        if job.target is not None:
+            files.write_file(job.target, data)
+            return f"{job.name} -> {job.target}  {line}"
+        print_result(data)
+        return line
+
+    failed: list[Job] = []
+    for job, line in each(list(jobs), whole, lambda job: [job.name, str(job.target or "standard output")], failed):
+        if job.target is not None:
+            print_result(line)
+        else:
+            click.echo(line, err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _convert_to_images(
+    make: Callable[[Job], "Tensor"], inputs: Sequence[str], output: str | None, wanted: str | None, force: bool,
+    label: str = "", streams: bool = False, words: str = "",
+) -> None:  # fmt: skip
+    """Write the image (3, H, W) that `make` gives for each job; see `plan`, `format_of` and `_convert`.
+
+    Args:
+        words: the end of each line on standard output.
+    """
+    jobs = files.plan(inputs, output, f".{wanted or 'png'}", label, streams)
+    formats = {job: files.format_of(job.target, wanted) for job in jobs}
+
+    def work(job: Job) -> tuple[bytes, str]:
+        image = make(job)
+        return files.encode_photo(image, formats[job]), _size(image) + words
+
+    _convert(jobs, force, work)
+
+
+def _size(image: "Tensor") -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"
+
+
+def _rate(size: int, pixels: int, level: float) -> str:
+    return f"{size} bytes  {8 * size / pixels:.3f} bpp  level {level:.4g}"
+
+
+# --- commands ---
+
+
+@click.command()
+@_inputs
+@_output
+@click.option(
+    "--level", type=click.FloatRange(0), metavar="LEVEL",
+    help=f"Rate, from 0 (smallest files) to 4 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
+)  # fmt: skip
+@click.option(
+    "--bpp", type=click.FloatRange(0, min_open=True), metavar="BPP",
+    help="Take the highest level that fits into so many bits per pixel, e.g. 0.25.",
+)  # fmt: skip
+@click.option(
+    "--bytes", "size", type=click.IntRange(1), metavar="BYTES",
+    help="Take the highest level that fits into so many bytes a file, e.g. 20000.",
+)  # fmt: skip
+@_model
+@_force
+def compress(
+    inputs: tuple[str, ...], output: str | None, level: float | None, bpp: float | None, size: int | None,
+    model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Compress photos to .llicm files.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.llicm beside it.
+
+    \b
+    Examples:
+      llicm compress photo.jpg
+      llicm compress photos/ -o small/ --bpp 0.25
+      llicm compress photo.png -o photo.llicm --bytes 20000
+      cat photo.jpg | llicm compress - --level 3.5 > photo.llicm
+    """
+    if sum(value is not None for value in (level, bpp, size)) > 1:
+        raise click.UsageError("--level, --bpp and --bytes exclude each other: give one of them.")
+    jobs = files.plan(inputs, output, ".llicm")
+    for job in jobs:
+        if job.target and job.target.suffix.lower() in files.FORMATS:
+            raise UserError(f"{job.target}: a compressed file is no {job.target.suffix[1:]}; name it .llicm.")
+    loaded = functools.cache(lambda: _load(model, "codec", levels=() if level is None else (level,)))
+
+    def work(job: Job) -> tuple[bytes, str]:
+        from llicm.codec.bitstream import unpack
+        from llicm.codec.rate import compress_to
+
+        system = loaded()
+        top, x = _top(system), files.read_photo(job.source)
+        pixels = x.shape[1] * x.shape[2]
+        # the prefilter and its conditioner run once a photo, however many levels the rate control tries
+        encode = functools.partial(_encode, system, system.prefiltered(x))
+        allowed = bpp * pixels / 8 if bpp is not None else size
+        if allowed is None:
+            data = encode(min(DEFAULT_LEVEL, top) if level is None else level)
+        else:
+            data, reached = compress_to(encode, allowed, 0, top)
+            if len(data) < _CLOSE * allowed:
+                why = "the highest level needs no more" if reached >= top else "no level comes closer"
+                print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
+        return data, f"{_size(x)}  {_rate(len(data), pixels, unpack(data).level)}"
+
+    _convert(jobs, force, work)
+
+
+@click.command()
+@_inputs
+@_output
+@click.option("--as-captured", is_flag=True, help="The photo as it was compressed, without enhancing it.")
+@_task
+@_format
+@_model
+@_force
+def decompress(
+    inputs: tuple[str, ...], output: str | None, as_captured: bool, task: str | None, wanted: str | None,
+    model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Decompress .llicm files to enhanced photos.
+
+    IN is a .llicm file, a folder of them, or - for standard input. By default photo.llicm becomes photo.png beside it.
+    What is wrong with the photo is detected, unless --task names it.
+
+    \b
+    Examples:
+      llicm decompress photo.llicm
+      llicm decompress photo.llicm -o photo.jpg --task "low-light, noisy"
+      llicm decompress small/ -o photos/ --as-captured
+      cat photo.llicm | llicm decompress - > photo.png
+    """
+    if as_captured and task:
+        raise click.UsageError("--task says how to enhance, --as-captured not to: give one of them.")
+    parts = ("codec", *([] if as_captured else ["restorer"]), *(["conditioner"] if task else []))
+    loaded = functools.cache(lambda: _load(model, *parts))
+
+    def make(job: Job) -> "Tensor":
+        from llicm.codec.bitstream import unpack
+
+        data = files.read_bytes(job.source)
+        unpack(data)  # a damaged file need not wait for the model
+        system = loaded()
+        return system.codec.decode(data)[0] if as_captured else system.decompress(data, task)[1]
+
+    _convert_to_images(make, inputs, output, wanted, force, streams=True)
+
+
+@click.command()
+@_inputs
+@_output
+@_task
+@_format
+@_model
+@_force
+def restore(
+    inputs: tuple[str, ...], output: str | None, task: str | None, wanted: str | None, model: Path | None, force: bool
+) -> None:
+    """Enhance photos without compressing them.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.restored.png beside
+    it. What is wrong with the photo is detected, unless --task names it.
+
+    \b
+    Examples:
+      llicm restore photo.jpg
+      llicm restore photo.jpg -o better.png --task rainy
+      llicm restore photos/ -o better/ --format webp
+    """
+    loaded = functools.cache(lambda: _load(model, "restorer", *(["conditioner"] if task else [])))
+
+    def make(job: Job) -> "Tensor":
+        from torch import no_grad
+
+        system = loaded()
+        with no_grad():
+            return system.enhance(files.read_photo(job.source)[None], None, [task])[0].clamp(0, 1)
+
+    _convert_to_images(make, inputs, output, wanted, force, ".restored")
+
+
+@click.command()
+@_inputs
+@_output
+@click.option(
+    "--task", type=Task(), required=True, shell_complete=offer(TASKS),
+    help="What to do to the photo, one or several of: " + ", ".join(TASKS) + ".",
+)  # fmt: skip
+@click.option("--severity", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 mild, 1 severe.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True,
+    help="With the photo's name it decides where drops and noise fall: equal seeds give equal pictures.",
+)  # fmt: skip
+@_format
+@_force
+def degrade(
+    inputs: tuple[str, ...], output: str | None, task: str, severity: float, seed: int, wanted: str | None, force: bool
+) -> None:
+    """Make degraded copies of good photos, to try the other commands with.
+
+    IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.noisy.png beside it.
+
+    \b
+    Examples:
+      llicm degrade photo.jpg --task noisy
+      llicm degrade photo.jpg -o night.png --task "low-light, noisy" --severity 0.8
+      llicm degrade photos/ -o rain/ --task rainy --seed 7
+    """
+    words = task.split(", ")
+
+    def make(job: Job) -> "Tensor":
+        from torch import Generator
+
+        # The study makes its test pairs with this: equal seeds, equal pictures.
+        from llicm.data.pairs import stable_seed
+        from llicm.degradations import IN_ORDER
+        from llicm.degradations import degrade as apply
+
+        x = files.read_photo(job.source)[None]
+        generator = Generator().manual_seed(stable_seed(seed, task, job.source.stem if job.source else ""))
+        for word in IN_ORDER:
+            if word in words:
+                x = apply(word, x, severity, generator)
+        return x[0]
+
+    label = f".{'+'.join(words)}"
+    _convert_to_images(make, inputs, output, wanted, force, label, words=f"  {task}  severity {severity:g}")
+
+
+@click.command()
+@click.argument("inputs", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object a file.")
+def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
+    """Show what .llicm files say of themselves.
+
+    FILE is a .llicm file, a folder of them, or - for standard input. Files are checked for damage, but not decoded.
+
+    \b
+    Examples:
+      llicm inspect photo.llicm
+      llicm inspect small/ --json
+    """
+    from llicm.codec.bitstream import VERSION, unpack
+
+    def work(source: Path | None) -> dict[str, Any]:
+        data = files.read_bytes(source)
+        stream = unpack(data)
+        return {
+            "file": files.name_of(source),
+            "version": VERSION,  # the only one that `unpack` lets pass
+            "model": stream.model.hex(),
+            "width": stream.width,
+            "height": stream.height,
+            "level": stream.level,
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (stream.width * stream.height),
+            "payload": len(stream.payload),
+        }
+
+    failed: list[Path | None] = []
+    found = []
+    for _, facts in each(files.expand(inputs, streams=True), work, lambda source: [files.name_of(source)], failed):
+        found.append(facts)
+        if not as_json:
+            print_result(
+                f"{facts['file']}\n"
+                f"  size     {facts['width']}x{facts['height']} pixels\n"
+                f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'], facts['level'])}\n"
+                f"  payload  {facts['payload']} bytes\n"
+                f"  model    {facts['model']}\n"
+                f"  version  {facts['version']}"
+            )
+    if as_json:
+        print_result(json.dumps(found, indent=2))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("inputs", metavar="PATHS...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--reference", type=PATH, metavar="FOLDER",
+    help="Folder of ideal photos, with the names of those that are measured.",
+)  # fmt: skip
+@click.option("--levels", type=CommaList("numbers", float), metavar="L,L,...", help="Levels; default: 0,1,2,3,4.")
+@click.option(
+    "--metrics", type=CommaList("names"), metavar="NAME,...", default="psnr,ms_ssim", show_default=True,
+    shell_complete=offer(METRICS), help="Metrics: ssim, ms_ssim, and those of pyiqa.",
+)  # fmt: skip
+@_task
+@click.option(
+    "-o", "--output", metavar="CSV", type=click.Path(), help="File for the records; default, and -: standard output."
+)  # fmt: skip
+@_model
+@_force
+def evaluate(
+    inputs: tuple[str, ...], reference: Path | None, levels: tuple[float, ...] | None, metrics: tuple[str, ...],
+    task: str | None, output: str | None, model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Measure rate and quality on own photos.
+
+    PATHS are images and folders of images. Each is compressed at every level, decompressed, and measured as captured
+    (method llicm-as-captured) and enhanced (llicm). The records are a CSV table with a row for each value, as the study
+    writes them; with -o, their means are printed.
+
+    Without --reference there is no ideal photo: metrics that need one compare what was decompressed, as captured,
+    with the photo itself; those that need none are of all pictures. With --reference, everything is compared with the
+    ideal photos, also the photos themselves (method captured).
+
+    \b
+    Examples:
+      llicm evaluate photos/ -o records.csv
+      llicm evaluate noisy/ --reference clean/ --metrics psnr,ssim -o records.csv
+      llicm evaluate photo.jpg --levels 1,2.5
+    """
+    paths = [path for path in files.expand(inputs) if path is not None]
+    if not paths:
+        raise UserError("-: evaluate reads files and folders only; give a path.")
+    names = [path.name for path in paths]
+    for path in paths:
+        if names.count(path.name) > 1:
+            raise UserError(f"{path}: another image of this name is measured too; rename one, or evaluate them apart.")
+    target = None if output in (None, "-") else Path(output)
+    if target is not None:
+        if target.is_dir():
+            raise UserError(f"{target}: a folder; name a file, e.g. {target / 'records.csv'}.")
+        files.check_target(Job(None, target), force)
+    ideals = files.references(paths, reference) if reference is not None else {}
+    from llicm.benchmark.metrics import make_metrics
+    from llicm.images import quantize8
+
+    measures = make_metrics(list(metrics))
+    system = _load(model, "codec", "restorer", *(["conditioner"] if task else []), levels=levels or ())
+
+    def work(path: Path) -> list[dict[str, Any]]:
+        x = files.read_photo(path)
+        ideal = files.read_photo(ideals[path]) if ideals else None
+        if ideal is not None and ideal.shape != x.shape:
+            raise UserError(f"{path}: {_size(x)} pixels, but its reference {ideals[path]} has {_size(ideal)}.")
+        rows = []
+
+        def measure(method: str, image: "Tensor", against: "Tensor | None", level: float | str, size: int) -> None:
+            for metric in measures:
+                if metric.needs_reference and against is None:
+                    continue
+                value = metric(quantize8(image)[None], None if against is None else quantize8(against)[None])
+                rows.append({
+                    "method": method, "family": "llicm" if size else "raw",
+                    "order": "after" if method == "llicm" else "alone", "task": task or "own", "image": path.name,
+                    "level": level, "bytes": size or float("nan"),
+                    "bpp": 8 * size / (x.shape[1] * x.shape[2]) if size else float("nan"), "metric": metric.name,
+                    "value": float(value[0]),
+                })  # fmt: skip
+
+        measure("captured", x, ideal, "none", 0)
+        coded = system.prefiltered(x)
+        for level in levels or range(int(_top(system)) + 1):
+            data = _encode(system, coded, level)
+            decoded, enhanced = system.decompress(data, task)
+            measure("llicm-as-captured", decoded, x if ideal is None else ideal, level, len(data))
+            measure("llicm", enhanced, ideal, level, len(data))
+        return rows
+
+    failed: list[Path] = []
+    rows: list[dict[str, Any]] = []
+    for path, found in each(paths, work, lambda path: [str(path)], failed):
+        click.echo(f"{path}: measured", err=True)
+        rows += found
+    if rows:
+        _write_records(rows, target)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _write_records(rows: list[dict[str, Any]], target: Path | None) -> None:
+    """Records as CSV to a file, with their means on standard output, or to standard output."""
+    from tempfile import TemporaryDirectory
+
+    from llicm.benchmark.records import read_records, write_records
+
+    try:
+        if target is None:
+            with TemporaryDirectory() as folder:
+                write_records(rows, Path(folder) / "records.csv")
+                text = (Path(folder) / "records.csv").read_bytes()
+            print_result(text)
+            return
+        write_records(rows, target)
+    except OSError as error:
+        name = "standard output" if target is None else target
+        raise UserError(f"{name}: the records cannot be written ({error.strerror or error}).") from None
+    records = read_records(target)
+    keys = ["method", "level"]
+    means = records.groupby(keys, sort=False)[["bpp"]].mean()
+    means = means.join(records.pivot_table("value", keys, "metric", sort=False))
+    print_result(means.reset_index().to_string(index=False, float_format="{:.4f}".format, na_rep=""))
+
+
+COMMANDS = (compress, decompress, restore, degrade, inspect, evaluate)
