@@ -10,13 +10,12 @@ from ruamel.yaml import YAML
 
 from llicm import cli
 from llicm.benchmark.records import read_records
-from llicm.codec.mean_scale import make_codec
 from llicm.data import catalogue as catalogue_module
 from llicm.errors import UserError
-from llicm.framework import save_part
 from llicm.images import write_png
-from llicm.registry import make_restorer
 from llicm.pipeline.benchmark import run_benchmark
+from llicm.registry import CODECS, RESTORERS
+from llicm.weights import save_part
 
 
 def photo(seed, size=(176, 200)):
@@ -29,24 +28,24 @@ def study(tmp_path_factory):
     """A study as after `dvc repro`, with models that were never trained."""
     root = tmp_path_factory.mktemp("study")
     params = YAML(typ="safe").load((cli_root() / "profiles/smoke/params.yaml").read_text())
-    params |= {"root": ".", "photos": "data", "tasks": ["noisy", "hazy"]}
-    params["families"] = {
-        name: spec for name, spec in params["families"].items() if name in ("raw", "webp", "rdo", "adapted", "llicm")
+    params |= {"root": ".", "photos": "data", "tasks": ["noisy", "hazy"], "extra": []}
+    params["models"]["adapted"] = params["models"]["restorer"]
+    params["benchmark"]["adapted"] = {
+        "models": ["rdo", "adapted", "none"],
+        "methods": ["rdo>adapted"],
+        "levels": [0, 3],
     }
-    params["families"]["webp"].pop("extra", None)
     params["evaluate"] |= {"metrics": ["psnr", "piqe"], "workers": 1}
-    params["figures"] |= {"ablation": [], "steps": None, "curves": []}
     with open(root / "params.yaml", "w") as file:
         YAML().dump(params, file)
     torch.manual_seed(0)
     models = root / "artifacts" / "models"
-    for folder in ("separate/codec", "llicm", "adapted"):
-        codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.007, 0.02, 0.07])
+    for folder in ("rdo", "llicm"):
+        codec = CODECS.make("mean-scale", N=8, M=48, lambdas=[0.002, 0.007, 0.02, 0.07])
         codec.update()
         save_part(codec, models / folder / "codec.safetensors")
-    for folder in ("separate/restorer", "llicm", "adapted"):
-        restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
-        save_part(restorer, models / folder / "restorer.safetensors")
+    for file in ("restorer/restorer", "adapted/restorer", "llicm/restorer", "llicm/prefilter"):
+        save_part(RESTORERS.make("direct", width=8, blocks=[1, 1, 1]), models / f"{file}.safetensors")
     for number in range(2):
         write_png(photo(number), root / "data" / "train" / f"t{number}.png")
         write_png(photo(10 + number), root / "others" / f"o{number}.png")
@@ -62,7 +61,7 @@ def cli_root():
 @pytest.mark.slow
 def test_other_photos_go_through_every_method(study, monkeypatch, capsys):
     monkeypatch.chdir(study)
-    assert cli.main(["benchmark", "others", "-o", "out", "--families", "webp,rdo,adapted,llicm"]) == 0
+    assert cli.main(["benchmark", "others", "-o", "out", "--groups", "webp,rdo,adapted,llicm"]) == 0
     records = read_records("out/records.parquet")
     assert set(records["image"]) == {"o0", "o1"} and set(records["task"]) == {"noisy", "hazy"}
     assert {"degraded", "webp", "webp>restorer", "restorer>rdo", "rdo>adapted", "llicm"} <= set(records["method"])
@@ -71,17 +70,17 @@ def test_other_photos_go_through_every_method(study, monkeypatch, capsys):
     assert about["photos"] == "others" and len(about["images"]) == 2 and "llicm/codec.safetensors" in about["models"]
     for name in ("bd_rate.csv.gz", "bd_rate.md", "headline.tex", "non_monotone.csv.gz", "rate_perception_psnr.png"):
         assert (study / "out" / name).stat().st_size
-    # again: everything is there already but for the scratch, and the same bytes come out
+    # again: everything is there already but for the checkpoints, and the same bytes come out
     before = (study / "out/records.csv.gz").read_bytes()
-    run_benchmark("others", study / "again", root=study, families=["webp", "rdo", "adapted", "llicm"])
+    run_benchmark("others", study / "again", root=study, groups=["webp", "rdo", "adapted", "llicm"])
     assert (study / "again/records.csv.gz").read_bytes() == before
 
 
-def test_wrong_requests_are_told(study, tmp_path):
+def test_wrong_requests_are_reported(study, tmp_path):
     with pytest.raises(UserError, match="nowhere: neither a folder nor a dataset of the catalogue, which has kodak"):
         run_benchmark("nowhere", tmp_path / "out", root=study)
-    with pytest.raises(UserError, match="bpg: no family of params.yaml; choose among raw, webp"):
-        run_benchmark(str(study / "others"), tmp_path / "out", root=study, families=["bpg"])
+    with pytest.raises(UserError, match="bpg: no codec group of params.yaml; choose among raw, webp"):
+        run_benchmark(str(study / "others"), tmp_path / "out", root=study, groups=["bpg"])
     with pytest.raises(UserError, match="t0.png: the study was trained on this photo"):
         run_benchmark(str(study / "data" / "train"), tmp_path / "out", root=study)
 

@@ -17,14 +17,14 @@ from torch import nn
 from llicm import cli
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import read_records
+from llicm.cli import study
 from llicm.cli.common import METRICS, TASKS
 from llicm.codec.bitstream import Bitstream, pack, unpack
-from llicm.codec.mean_scale import make_codec
 from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.images import quantize8, read_image, write_png
-from llicm.registry import RESTORERS
+from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.checkpoint import load_daclip, official_names
 from llicm.vlm.daclip import make_daclip
 from llicm.weights import load_part
@@ -95,7 +95,7 @@ class Spy(nn.Module):
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=16, M=24, lambdas=[0.002, 0.005, 0.01, 0.03, 0.1])
+    codec = CODECS.make("mean-scale", N=16, M=24, lambdas=[0.002, 0.005, 0.01, 0.03, 0.1])
     codec.update()
     return LLICM(codec.eval(), Spy(), Spy()).eval()
 
@@ -654,8 +654,12 @@ def test_completion(tmp_path, monkeypatch, capsys):
     assert offered("audit", "--checks", "lock,ha") == {"lock,hashes"}
 
 
-def test_offered_metrics_exist():
+def test_offered_words_exist():
+    from llicm.pipeline.checks import STUDY_CHECKS
+    from llicm.provenance.audit import CHECKS
+
     assert all(metric_info(name) for name in METRICS)
+    assert set(study.CHECKS) == {*CHECKS, *STUDY_CHECKS}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from llicm.codec.mean_scale import make_codec
 from llicm.codec.rate import compress_to
 from llicm.errors import UserError
+from llicm.registry import CODECS
 
 
 def steps(level: float) -> bytes:
@@ -37,7 +37,7 @@ def test_few_encodings_are_enough():
 
 def test_the_codecs_own_files_meet_targets():
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.0005, 0.004, 0.03])
+    codec = CODECS.make("mean-scale", N=8, M=48, lambdas=[0.0005, 0.004, 0.03])
     codec.update()
     codec.eval()
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 50), size=(256, 320), mode="bicubic")[0].clamp(0, 1)

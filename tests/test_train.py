@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`llicm train`: arms without the pipeline."""
+"""`llicm train`: models without the pipeline."""
 
 import json
 import shutil
@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from llicm.cli.study import main
+from llicm.cli import main
 from llicm.data.dead_leaves import dead_leaves
 from llicm.errors import UserError
 from llicm.images import write_png
-from llicm.pipeline.parameters import load
-from llicm.pipeline.train import change
+from llicm.parameters import change, read
 
 SMOKE = Path(__file__).resolve().parents[1] / "profiles/smoke/params.yaml"
-SHORT = ["training.trunk=3", "training.branch=2", "training.warmup=1", "training.log_every=1", "photos=photos"]
+SHORT = [
+    "training.pretraining=3",
+    "training.fine_tuning=2",
+    "training.warmup=1",
+    "training.log_every=1",
+    "photos=photos",
+]
 
 
 @pytest.fixture
@@ -34,44 +39,50 @@ def run(profile, *arguments):
     return main(["train", *arguments, "--profile", str(profile), *settings])
 
 
-def test_an_arm_is_trained_with_changed_parameters(profile, capsys):
+def test_a_model_is_trained_with_changed_parameters(profile, capsys):
     out = profile / "search"
-    assert run(profile, "codec", "--set", "arms.codec.objective.distortion={charbonnier: 1}", "-o", str(out)) == 0
-    folder = out / "separate/codec"
-    assert {path.name for path in folder.iterdir()} == {"codec.safetensors", "trunk.safetensors", "training.json"}
+    assert run(profile, "rdo", "--set", "objectives.rd.distortion={charbonnier: 1}", "-o", str(out)) == 0
+    folder = out / "rdo"
+    assert {path.name for path in folder.iterdir()} == {"codec.safetensors", "pretrained.safetensors", "training.json"}
     about = json.loads((folder / "training.json").read_text())
     assert [row["step"] for row in about["log"]] == [1, 2, 3, 4, 5]
-    assert about["spec"]["objective"]["distortion"] == {"charbonnier": 1}
+    assert about["objective"]["distortion"] == {"charbonnier": 1}
     assert str(folder) in capsys.readouterr().out
     # the parameters of the file, not of the pipeline's folder, are what it starts from and writes to otherwise
     assert not (profile / "artifacts").exists()
     other = profile / "other"
-    assert run(profile, "codec", "-o", str(other)) == 0
-    assert (other / "separate/codec/codec.safetensors").read_bytes() != (folder / "codec.safetensors").read_bytes()
+    assert run(profile, "rdo", "-o", str(other)) == 0
+    assert (other / "rdo/codec.safetensors").read_bytes() != (folder / "codec.safetensors").read_bytes()
+
+
+def test_a_model_has_updates_of_its_own(profile):
+    assert run(profile, "rdo", "--set", "models.rdo.updates=2", "-o", str(profile / "short")) == 0
+    about = json.loads((profile / "short/rdo/training.json").read_text())
+    assert [row["step"] for row in about["log"]] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
-        (["nothing"], "nothing: no arm of params.yaml"),
-        (["codec", "--set", "arms.codec.trainz=[codec]"], "trainz"),
-        (["codec", "--set", "seed.of=1"], "seed.of: params.yaml has no such parameter"),
+        (["nothing"], "nothing: no model of params.yaml"),
+        (["rdo", "--set", "models.rdo.trainz=[codec]"], "trainz"),
+        (["rdo", "--set", "seed.of=1"], "seed.of: params.yaml has no such parameter"),
         (["llicm"], "no such weights"),
     ],
 )
-def test_mistakes_are_told(profile, capsys, arguments, said):
+def test_mistakes_are_reported(profile, capsys, arguments, sentence):
     assert run(profile, *arguments) == 1
-    assert said in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_setting_needs_a_name_and_a_value(profile):
-    assert run(profile, "codec", "--set", "alpha") == 2
+    assert run(profile, "rdo", "--set", "alpha") == 2
 
 
 def test_changes_leave_the_given_parameters_alone():
-    params = load(SMOKE)
-    changed = change(params, {"training.lr": 0.002, "arms.codec.objective.alpha": 0.5})
-    assert (changed["training"]["lr"], changed["arms"]["codec"]["objective"]["alpha"]) == (0.002, 0.5)
-    assert params == load(SMOKE)
+    values = read(SMOKE)
+    changed = change(values, {"training.lr": 0.002, "objectives.rd.alpha": 0.5})
+    assert (changed.training.lr, changed.objectives["rd"].alpha) == (0.002, 0.5)
+    assert values == read(SMOKE)
     with pytest.raises(UserError, match="lr"):
-        change(params, {"training.lr": "fast"})
+        change(values, {"training.lr": "fast"})

@@ -106,13 +106,11 @@ def names_in_params(section: str, folder: str) -> Callable[[click.Context], list
     """
 
     def names(ctx: click.Context) -> list[str]:
-        from ruamel.yaml import YAML
-        from ruamel.yaml.error import YAMLError
+        from llicm.parameters import read
 
         try:
-            text = (Path(ctx.params.get(folder) or ".") / "params.yaml").read_text(encoding="utf-8")
-            return list(YAML(typ="safe", pure=True).load(text)[section])
-        except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError):
+            return list(read(Path(ctx.params.get(folder) or ".") / "params.yaml")[section])
+        except (UserError, KeyError, TypeError):
             return []
 
     return names

@@ -254,7 +254,12 @@ def lineage(artefact: str, form: str | None, root: Path) -> None:
     """
     from llicm.provenance.lineage import to_dot, trace
 
-    found = trace(artefact, root)
+    resolve = None
+    if artefact.endswith(".llicm"):  # only these need the codecs, and torch with them
+        from llicm.pipeline import checks
+
+        resolve = checks.model_of
+    found = trace(artefact, root, resolve)
     print_result(found.as_json() if form == "json" else to_dot(found).rstrip() if form == "dot" else found.as_text())
     if not found.verified:
         raise click.exceptions.Exit(1)
@@ -287,19 +292,20 @@ def audit(
       llicm audit --checks lock,hashes
       llicm audit --tolerance
     """
-    from llicm.provenance import audit as module
-
     if against is not None and not tolerance or tolerance and checks:
         raise click.UsageError("--against goes with --tolerance, and --checks without.")
+    from llicm.provenance import audit as module
+
     if tolerance:
-        from llicm.provenance import tolerance as numbers
+        from llicm.pipeline import tolerance as numbers
 
         rows = numbers.check(root, profile, against)
-        findings = numbers.findings(rows)
-        text = numbers.as_text(rows)
+        findings, text = numbers.findings(rows), numbers.as_text(rows)
     else:
-        findings = module.audit(root, profile, list(checks) if checks else None)
-        text = module.as_text(findings, list(checks or module.CHECKS))
+        from llicm.pipeline.checks import STUDY_CHECKS
+
+        findings = module.audit(root, profile, checks, STUDY_CHECKS)
+        text = module.as_text(findings, checks or CHECKS)
     print_result(module.as_json(findings) if as_json else text)
     if findings:
         raise click.exceptions.Exit(1)
@@ -324,9 +330,10 @@ def export_crate(output: Path, profile: str | None, root: Path) -> None:
       llicm export-crate
       llicm export-crate -o study.zip
     """
+    from llicm.pipeline.checks import descriptions
     from llicm.provenance.crate import export_crate as export
 
-    print_result(f"{export(root, output, profile)}: written")
+    print_result(f"{export(root, output, profile, descriptions())}: written")
 
 
 COMMANDS = (vlm, restorer, data, benchmark, train, lineage, audit, export_crate)
