@@ -50,8 +50,9 @@ test: data ## lint, unit tests, and the whole pipeline on the smoke profile
 lab: data ## open JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks
 
-readme: $(READY) ## copy the published result tables into the README
-	.venv/bin/python -m llicm.report.tables
+readme: $(READY) ## write the README, the documents and the results pages from their templates and the results
+	.venv/bin/python -m llicm.report.timing
+	.venv/bin/python -m llicm.report.render
 
 report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
 	.venv/bin/python -m llicm.provenance.site report
