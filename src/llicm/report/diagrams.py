@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from llicm.report.figures import WIDTH, styled
+from llicm.report.style import WIDTH, styled
 
 __all__ = ["frameworks", "objectives", "system"]
 

@@ -7,7 +7,9 @@ import pandas as pd
 
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import mean_curves, references
-from llicm.report.figures import line_styles, method_label
+from llicm.methods import Method
+from llicm.report.lines import line_styles
+from llicm.report.writing import method_label
 
 __all__ = ["curves_page"]
 
@@ -19,12 +21,12 @@ MARKERS = {
 
 
 def curves_page(
-    records: pd.DataFrame, metrics: Sequence[str], tasks: Sequence[str], methods: Sequence[str], columns: int = 3
+    records: pd.DataFrame, metrics: Sequence[str], tasks: Sequence[str], methods: Sequence[Method], columns: int = 3
 ) -> str:
     """One HTML page: a panel a task, a curve a method, a menu for the metric; a click on a method hides it.
 
     Args:
-        records: as read by ``read_records``. metrics, tasks, methods: names, in the order of menu, panels and legend.
+        records: as read by ``read_records``. metrics, tasks, methods: in the order of menu, panels and legend.
         columns: panels in a row.
 
     Returns:
@@ -38,35 +40,36 @@ def curves_page(
     figure = make_subplots(
         rows, columns, subplot_titles=list(tasks), shared_xaxes=True, horizontal_spacing=0.06, vertical_spacing=0.1
     )
-    styles, owners = line_styles(records, methods), []
+    styles, owners = line_styles(methods), []
     for metric in metrics:
         info, curves, levels = metric_info(metric), mean_curves(records, metric), references(records, metric)
         for number, task in enumerate(tasks):
             place = {"row": number // columns + 1, "col": number % columns + 1}
-            for method in methods:
+            common = {"showlegend": not number, "visible": metric == metrics[0]}
+            traces = []
+            for method, style in styles.items():
                 if (method, task) not in curves:
                     continue
-                curve, style = curves[method, task], styles[method]
+                curve = curves[method, task]
                 text = [f"level {level}<br>{len(curve.images)} images" for level in curve.level]
-                trace = go.Scatter(
+                traces.append(go.Scatter(
                     x=curve.bpp.round(6).tolist(), y=curve.value.round(6).tolist(), name=method_label(method),
-                    legendgroup=method, showlegend=not number, mode="lines+markers", visible=metric == metrics[0],
+                    legendgroup=method, mode="lines+markers", text=text, **common,
                     line={"color": style["color"], "dash": DASHES.get(style["linestyle"], "solid"), "width": 1.6},
-                    marker={"symbol": MARKERS.get(style["marker"], "circle"), "size": 6}, text=text,
+                    marker={"symbol": MARKERS.get(style["marker"], "circle"), "size": 6},
                     hovertemplate=f"%{{x:.3f}} bpp, %{{y:.4g}}{' ' + info.unit if info.unit else ''}<br>%{{text}}",
-                )  # fmt: skip
-                figure.add_trace(trace, **place)
-                owners.append(metric)
+                ))  # fmt: skip
+            ends = [min(c.bpp[0] for c in curves.values()), max(c.bpp[-1] for c in curves.values())]
             for name, values in levels.items():
                 if task in values:
-                    ends = [min(c.bpp[0] for c in curves.values()), max(c.bpp[-1] for c in curves.values())]
-                    trace = go.Scatter(
+                    traces.append(go.Scatter(
                         x=[round(end, 6) for end in ends], y=[round(values[task], 6)] * 2, name=name, legendgroup=name,
-                        showlegend=not number, mode="lines", visible=metric == metrics[0],
+                        mode="lines", **common,
                         line={"color": "grey", "dash": "dot" if name == "degraded" else "dash", "width": 1},
-                    )  # fmt: skip
-                    figure.add_trace(trace, **place)
-                    owners.append(metric)
+                    ))  # fmt: skip
+            for trace in traces:
+                figure.add_trace(trace, **place)
+                owners.append(metric)
     buttons = [
         {
             "label": metric_info(metric).axis_label,

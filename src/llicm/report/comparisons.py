@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared with whom, by which rule, and what each was trained for: from records to data frames.
+
+LL-ICM is compared with the *strongest* baseline of each task, see `strongest`. `llicm.report.tables` writes what is
+computed here.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table
+from llicm.benchmark.metrics import metric_info
+from llicm.benchmark.probes import PROBES
+from llicm.benchmark.records import mean_curves, references
+from llicm.errors import UserError
+from llicm.methods import NONE, Method
+from llicm.parameters import Model, Training
+from llicm.report.writing import chosen
+
+__all__ = [
+    "STRONGEST", "ablation", "baselines", "bd_cells", "budgets", "disagreements", "headline", "headline_tests",
+    "mean_points", "metrics_of", "of_role", "quality_unit", "restoration", "sampling_steps", "specialists",
+    "strongest", "summary", "versus",
+]  # fmt: skip
+
+STRONGEST = "strongest"  # as an anchor: the strongest baseline of each task
+# Columns of `ablation` before those of the tasks.
+ABLATION = (
+    "method", "anchor", "metric", "bd_rate", "bd_rate_low", "bd_rate_high", "bd_quality", "bd_quality_low",
+    "bd_quality_high", "tasks_defined", "images",
+)  # fmt: skip
+
+
+def of_role(methods: Iterable[Method], *roles: str) -> list[Method]:
+    """The methods that play one of these roles, in their order."""
+    return [method for method in methods if method.role in roles]
+
+
+def baselines(methods: Iterable[Method]) -> set[str]:
+    """Names of the rivals of LL-ICM; its own other forms are none."""
+    return {method.name for method in of_role(methods, "baseline")}
+
+
+def metrics_of(records: pd.DataFrame, methods: Iterable[str] | None = None) -> list[str]:
+    """Metrics in the records, probes left out; `methods`: those measured of any of these."""
+    rows = records if methods is None else records[records["method"].isin(list(methods))]
+    return [name for name in dict.fromkeys(rows["metric"]) if name not in PROBES]
+
+
+def quality_unit(metric: str) -> str:
+    """Unit of a metric's BD-quality: dB for the SSIM family, which is compared on that scale; "" for none."""
+    return "dB" if metric in SSIM_FAMILY else metric_info(metric).unit
+
+
+def mean_points(records: pd.DataFrame) -> pd.DataFrame:
+    """Points of all curves: one row per (metric, task, method, level) with mean bpp and mean value over images."""
+    rows = [
+        {"metric": metric, "task": task, "method": method, "level": level, "bpp": bpp, "value": value}
+        for metric in records["metric"].unique()
+        for (method, task), curve in mean_curves(records, metric).items()
+        for level, bpp, value in zip(curve.level, curve.bpp, curve.value, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def restoration(records: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """What the restorer does without any codec: mean PSNR (dB) of X, of X_H, and the gain, a row a task."""
+    psnr = references(records, "psnr")
+    table = pd.DataFrame({"degraded": psnr["degraded"], "restored": psnr["restored"]}).loc[list(tasks)]
+    table["gain"] = table["restored"] - table["degraded"]
+    return table
+
+
+def strongest(table: pd.DataFrame, methods: Iterable[Method], test: str, task: str, metric: str = "psnr") -> str:
+    """The baseline against which `test` gains least: the smallest BD-quality over the shared rates.
+
+    The rule was fixed before the results: BD-quality and not BD-rate decides, because it exists for curves that fall
+    with the rate too, and PSNR decides for all metrics, so that each is not compared with the rival that suits it.
+    `table` is made by `llicm.benchmark.bdrate.bd_table`; baselines whose rates do not meet those of `test` are not
+    candidates.
+
+    Raises:
+        UserError: there is no candidate.
+    """
+    rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
+    rows = rows[rows["bd_quality"].notna() & rows["anchor"].isin(baselines(methods))]
+    if not len(rows):
+        raise UserError(
+            f"No baseline shares a range of rates with {test} on {task}: choose other levels in params.yaml."
+        )
+    return str(rows.loc[rows["bd_quality"].idxmin(), "anchor"])
+
+
+def headline(
+    records: pd.DataFrame, table: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str], test: str
+) -> pd.DataFrame:
+    """LL-ICM against the strongest baseline of each task: a row a metric and task, then one for the mean over tasks.
+
+    Args:
+        records: as read by `read_records`. table: made by `bd_table`. test: which form of LL-ICM.
+
+    Returns:
+        The columns metric, task ("mean" for the mean), anchor, and bd_rate (percent) and bd_quality, each with
+        ``_low`` and ``_high``, the ends of its 95% interval over images. Undefined numbers are NaN.
+    """
+    best = {task: strongest(table, methods, test, task) for task in tasks}
+    return versus(records, list(dict.fromkeys(table["metric"])), test, best)
+
+
+def headline_tests(methods: Sequence[Method], test: str, comparisons: Mapping[str, Sequence[str]]) -> list[str]:
+    """Those of `methods` with a headline table: the study's `test`, and what is compared with the strongest."""
+    known = {method.name for method in methods}
+    wanted = [test, *(name for name, anchor in comparisons.values() if anchor == STRONGEST)]
+    return [name for name in dict.fromkeys(wanted) if name in known]
+
+
+def versus(records: pd.DataFrame, metrics: Sequence[str], test: str, rivals: Mapping[str, str]) -> pd.DataFrame:
+    """One method against one rival a task: a row a metric and task, then one for the mean over tasks.
+
+    Args:
+        records: as read by `read_records`. test: the method. rivals: task -> its anchor.
+
+    Returns:
+        As `headline`.
+    """
+    rows, tasks = [], list(rivals)
+    for metric in metrics:
+        for name, group in [*((task, [task]) for task in tasks), ("mean", tasks)]:
+            found = bd_interval(records, metric, test, {task: rivals[task] for task in group}, group)
+            row: dict[str, Any] = {"metric": metric, "task": name, "anchor": "" if name == "mean" else rivals[name]}
+            for value, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
+                row |= {value: number.estimate, f"{value}_low": number.low, f"{value}_high": number.high}
+            row["tasks_defined"] = found.rate.defined
+            rows.append(row)
+    numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+
+
+def specialists(records: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str]) -> dict[str, str]:
+    """Task -> the form of LL-ICM that was made, and measured, for it alone."""
+    measured = records[records["task"].isin(tasks)].groupby("method")["task"].unique()
+    found = [method.name for method in of_role(methods, "specialist") if method.name in measured]
+    return {str(measured[name][0]): name for name in found}
+
+
+def disagreements(table: pd.DataFrame, methods: Iterable[Method], test: str) -> pd.DataFrame:
+    """Where FR and NR metrics disagree on who is better: a row per comparison of LL-ICM with a baseline.
+
+    Only comparisons on which all FR metrics agree are looked at, by the sign of BD-quality.
+
+    Returns:
+        The columns task, anchor, `full_reference` ("better" or "worse": LL-ICM), and one for each NR metric, likewise.
+    """
+    rows = table[(table["test"] == test) & table["anchor"].isin(baselines(methods)) & table["bd_quality"].notna()]
+    info = {metric: metric_info(metric) for metric in dict.fromkeys(rows["metric"])}
+    signs = rows.pivot(index=["task", "anchor"], columns="metric", values="bd_quality").apply(np.sign)
+    full = [metric for metric in info if info[metric].needs_reference]
+    none = [metric for metric in info if not info[metric].needs_reference]
+    agreed = signs[(signs[full].nunique(axis=1) == 1) & signs[full].notna().all(axis=1)]
+    words = {1.0: "better", -1.0: "worse", 0.0: "equal"}
+    out = agreed[none].replace(words) if none else agreed[[]]
+    out.insert(0, "full_reference", agreed[full[0]].map(words) if full else "")
+    return out.reset_index()
+
+
+def ablation(
+    records: pd.DataFrame, anchor: str, tests: Sequence[str], tasks: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """What each variant gains over one of them: a row per (metric, test), in the given order.
+
+    Args:
+        records: as read by `read_records`. anchor, tests, tasks, metrics: names.
+
+    Returns:
+        The columns `method` (the test), `anchor`, `metric`; `bd_rate` (percent) and `bd_quality`, means over tasks,
+        with the ends `_low` and `_high` of their 95% intervals over the test images (see `bd_interval`);
+        `tasks_defined`, the number of tasks with a BD-rate; `images`; and a column per task, named like it, with its
+        BD-quality. Undefined numbers are NaN.
+
+    Raises:
+        UserError: see `bd_table`.
+    """
+    rows = []
+    for metric in metrics:
+        single = bd_table(records, [metric], list(tests), [anchor], list(tasks)).set_index(["test", "task"])
+        for test in tests:
+            found = bd_interval(records, metric, test, anchor, list(tasks))
+            rate, quality = (
+                [np.nan if v is None else v for v in (number.estimate, number.low, number.high)]
+                for number in (found.rate, found.quality)
+            )
+            values = (test, anchor, metric, *rate, *quality, found.rate.defined, found.images)
+            of_tasks = {task: single.loc[(test, task), "bd_quality"] for task in tasks}
+            rows.append(dict(zip(ABLATION, values, strict=True)) | of_tasks)
+    return pd.DataFrame(rows, columns=[*ABLATION, *tasks])
+
+
+def bd_cells(
+    table: pd.DataFrame, metric: str, test: str, anchors: Sequence[str] | None, tasks: Sequence[str] | None, value: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """BD-rates or BD-qualities of one method, and who is better everywhere, both as a table anchors x tasks.
+
+    Args:
+        table: made by `bd_table`. anchors, tasks: by default those of the table. value: "rate" or "quality".
+
+    Raises:
+        UserError: the table does not hold these comparisons.
+    """
+    if value not in ("rate", "quality"):
+        raise ValueError(f"value is 'rate' or 'quality', not {value!r}")
+    rows = table[(table["test"] == test) & (table["metric"] == metric)]
+    if not len(rows):
+        raise UserError(f"The BD table has no {metric} of {test}: add them to it.")
+    anchors = chosen(anchors, list(dict.fromkeys(rows["anchor"])), "anchor")
+    tasks = chosen(tasks, list(dict.fromkeys(rows["task"])), "task")
+    numbers, better = (
+        rows.pivot(index="anchor", columns="task", values=column).reindex(index=anchors, columns=tasks)
+        for column in (f"bd_{value}", "better")
+    )
+    return numbers.astype(float), better.fillna("")
+
+
+def sampling_steps(method: Method, models: Mapping[str, Model]) -> int | None:
+    """How often a method calls the network of its diffusion restorer; None if its restorer is of another kind.
+
+    Args:
+        models: of params.yaml.
+    """
+    name, steps = method.restorer or NONE, method.steps
+    while steps is None and name != NONE:  # the restorer may come from another model
+        steps = getattr(models[name].restorer, "steps", None)
+        name = NONE if models[name].restorer else models[name].start.restorer.partition("/")[0]
+    return steps
+
+
+def budgets(
+    methods: Iterable[Method], models: Mapping[str, Model], training: Training, init: Path | None = None
+) -> pd.DataFrame:
+    """What each method was given: a row a method, with its codec, order, and the updates of codec and restorer.
+
+    Args:
+        models, training: of params.yaml. init: folder with published weights that took the place of pretraining; their
+            own updates are not counted. None if there was none.
+    """
+    published = {path.stem for path in init.glob("*.safetensors")} if init else set()
+
+    def schedule(name: str) -> tuple[int, int]:
+        """Updates of a model, and how many of them are pretraining."""
+        model = models[name]
+        if model.updates:
+            updates, pretraining = model.updates, model.pretraining or 0
+        else:
+            updates, pretraining = training.pretraining + training.fine_tuning, training.pretraining
+        replaced = name in published and not any(_origin(model, part) for part in ("codec", "restorer", "prefilter"))
+        return (updates - pretraining, 0) if replaced else (updates, pretraining)
+
+    def updates_of(name: str, part: str) -> int:
+        """Updates of a part of a model, those before it went into the model included."""
+        model, (updates, pretraining), before = models[name], schedule(name), 0
+        if origin := _origin(model, part):
+            earlier, file = origin
+            before = schedule(earlier)[1] if file == "pretrained.safetensors" else updates_of(earlier, part)
+        if part not in model.trains:
+            return before
+        fresh = not all(_origin(model, other) for other in model.trains)
+        return before + updates - (0 if fresh else pretraining)
+
+    rows = []
+    for method in methods:
+        restorer = method.restorer or method.prefilter
+        rows.append({
+            "method": method.name, "family": method.group, "codec": "learned" if method.learned else method.codec,
+            "order": method.order, "codec_updates": updates_of(method.codec, "codec") if method.learned else 0,
+            "restorer_updates": updates_of(restorer, "restorer") if restorer else 0,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _origin(model: Model, part: str) -> tuple[str, str] | None:
+    """Model and weight file that a part starts from, or None."""
+    name, _, file = getattr(model.start, part).partition("/")
+    return None if name == NONE else (name, file)
+
+
+def summary(
+    records: pd.DataFrame, table: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str],
+    comparisons: Mapping[str, Sequence[str]],
+) -> dict:  # fmt: skip
+    """The study's headline numbers, for metrics.json: BD-rates (percent) and BD-PSNR (dB) of LL-ICM, restorer gains.
+
+    Args:
+        table: made by `bd_table`. comparisons: name -> test and anchor, or `STRONGEST` for the strongest of each task.
+
+    Raises:
+        UserError: the table lacks a comparison.
+    """
+
+    def comparison(test: str, anchor: str) -> dict:
+        best = {task: strongest(table, methods, test, task) if anchor == STRONGEST else anchor for task in tasks}
+        rows = pd.concat([_psnr_row(table, test, rival, task) for task, rival in best.items()])
+        numbers = {
+            "bd_rate": {row.task: _number(row.bd_rate) for row in rows.itertuples()},
+            "bd_rate_mean": _number(rows["bd_rate"].mean()),
+            "bd_rate_tasks": int(rows["bd_rate"].notna().sum()),
+            "bd_psnr": {row.task: _number(row.bd_quality) for row in rows.itertuples()},
+            "bd_psnr_mean": _number(rows["bd_quality"].mean()),
+        }
+        return {"anchor": best} | numbers if anchor == STRONGEST else numbers
+
+    methods = list(methods)
+    gains = restoration(records, tasks)["gain"]
+    return {name: comparison(test, anchor) for name, (test, anchor) in comparisons.items()} | {
+        "restorer_gain_db": {task: _number(gain) for task, gain in gains.items()}
+    }
+
+
+def _psnr_row(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFrame:
+    rows = table[(table["test"] == test) & (table["anchor"] == anchor) & (table["task"] == task)]
+    rows = rows[rows["metric"] == "psnr"]
+    if not len(rows):
+        raise UserError(f"There is no comparison of {test} with {anchor} on {task}: correct figures.comparisons.")
+    return rows
+
+
+def _number(value: float) -> float | None:
+    """Rounded; None, which JSON has, for NaN and infinities, which it has not."""
+    return round(float(value), 4) if math.isfinite(value) else None
