@@ -342,16 +342,10 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
         data = files.read_bytes(source)
         stream = unpack(data)
         return {
-            "file": files.name_of(source),
-            "version": VERSION,  # the only one that `unpack` lets pass
-            "model": stream.model.hex(),
-            "width": stream.width,
-            "height": stream.height,
-            "level": stream.level,
-            "bytes": len(data),
-            "bpp": 8 * len(data) / (stream.width * stream.height),
-            "payload": len(stream.payload),
-        }
+            "file": files.name_of(source), "version": VERSION,  # the only one that `unpack` lets pass
+            "model": stream.model.hex(), "width": stream.width, "height": stream.height, "level": stream.level,
+            "bytes": len(data), "bpp": 8 * len(data) / (stream.width * stream.height), "payload": len(stream.payload),
+        }  # fmt: skip
 
     failed: list[Path | None] = []
     found = []
@@ -474,17 +468,16 @@ def _write_records(rows: list[dict[str, Any]], target: Path | None) -> None:
 
     from llicm.benchmark.records import read_records, write_records
 
-    try:
+    with TemporaryDirectory() as folder:
+        path = target or Path(folder) / "records.csv"
+        try:
+            write_records(rows, path)
+        except OSError as error:
+            name = target or "standard output"
+            raise UserError(f"{name}: the records cannot be written ({error.strerror or error}).") from None
         if target is None:
-            with TemporaryDirectory() as folder:
-                write_records(rows, Path(folder) / "records.csv")
-                text = (Path(folder) / "records.csv").read_bytes()
-            print_result(text)
+            print_result(path.read_bytes())
             return
-        write_records(rows, target)
-    except OSError as error:
-        name = "standard output" if target is None else target
-        raise UserError(f"{name}: the records cannot be written ({error.strerror or error}).") from None
     records = read_records(target)
     keys = ["method", "level"]
     means = records.groupby(keys, sort=False)[["bpp"]].mean()

@@ -230,7 +230,7 @@ def train(models: tuple[str, ...], profile: Path, changes: tuple[tuple[str, obje
       llicm train llicm --profile profiles/study
       llicm train llicm --set models.llicm.updates=20 --set training.lr=0.0005 -o search/lr-0.0005
     """
-    from llicm.pipeline.stages import train as run
+    from llicm.pipeline.training import train as run
 
     for folder in run(models, profile, changes=dict(changes), out=output):
         print_result(f"{folder}: trained")
