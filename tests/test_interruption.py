@@ -117,7 +117,7 @@ def test_at_a_random_moment(clone, seed):
 def test_while_dvc_writes_its_lock_file(clone):
     """DVC truncates dvc.lock and then writes it; a part that it cannot read stops it until `make repro` mends it.
 
-    (tests/test_mend.py cuts it at every byte.)
+    (tests/test_repair_lock.py cuts it at every byte.)
     """
     lock = clone.lock
     again(clone, "release")  # the runner keeps a copy

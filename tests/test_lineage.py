@@ -9,11 +9,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from llicm import cli
-from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
-from llicm.framework import save_part
+from llicm.pipeline import checks
+from llicm.pipeline.checks import STUDY_CHECKS, model_of
 from llicm.provenance.audit import audit
-from llicm.provenance.lineage import Pipeline, digest, survey, to_dot, trace
+from llicm.provenance.lineage import Pipeline, digest, nest, survey, to_dot, trace
+from llicm.registry import CODECS
+from llicm.weights import load_part, save_part
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def repository(tmp_path):
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    codec = make_codec("mean-scale", N=8, M=48, lambdas=[0.002, 0.02])
+    codec = CODECS.make("mean-scale", N=8, M=48, lambdas=[0.002, 0.02])
     codec.update()
     save_part(codec, tmp_path / "artifacts/models/a/codec.safetensors")
     write_locks(tmp_path)
@@ -102,8 +104,8 @@ def test_what_a_run_took_is_told_where_known(repository):
     [
         ("data/photo.txt", 1),
         ("src/model.py", 1),
-        # the folder of all models is an input of the figures, that of this one an output of its training
-        ("artifacts/models/a/codec.safetensors", 2),
+        # the folder of all models is an input of the figures, that of this one an output of its training: one cause
+        ("artifacts/models/a/codec.safetensors", 1),
         ("results/figures/two.png", 1),
     ],
 )
@@ -138,12 +140,10 @@ def test_a_survey_tells_of_all_stages_also_where_nothing_is_on_disk(repository):
 def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):
     import torch
 
-    from llicm.framework import load_part
-
     codec = load_part("codec", repository / "artifacts/models/a/codec.safetensors")
     file = tmp_path / "photo.llicm"
     file.write_bytes(codec.encode(torch.rand(3, 64, 64), 1))
-    found = trace(file, repository)
+    found = trace(file, repository, model_of)
     assert [stage["stage"] for stage in found.stages] == ["train@a", "data.dvc"]
     assert found.links[0] == ("photo.llicm", "artifacts/models/a/codec.safetensors", "train@a")
     with torch.no_grad():
@@ -151,7 +151,9 @@ def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):
     codec.update()
     file.write_bytes(codec.encode(torch.rand(3, 64, 64), 1))
     with pytest.raises(UserError, match="written by model [0-9a-f]{8}, which is none of this repository's"):
-        trace(file, repository)
+        trace(file, repository, model_of)
+    with pytest.raises(UserError, match="photo.llicm: no stage of the pipeline made it"):
+        trace(file, repository)  # provenance by itself knows no such files
 
 
 def test_wrong_questions(repository, tmp_path):
@@ -178,18 +180,151 @@ def test_the_command(repository, monkeypatch, capsys):
     assert "no check is called 'colours'" in capsys.readouterr().err
 
 
-def test_numbers_of_the_readme(repository):
-    from llicm.report.tables import README_TABLES
+def test_documents_say_what_is_rendered(repository, monkeypatch):
+    from pathlib import Path
 
-    text = ""
-    for name, file in README_TABLES.items():
-        (repository / "results" / file).parent.mkdir(parents=True, exist_ok=True)
-        (repository / "results" / file).write_text(f"| noisy | -3.7% |\n| {name} | 1 |\n")
-        text += f"<!-- {name}:begin -->\n| noisy | -3.7% |\n| {name} | 1 |\n<!-- {name}:end -->\n"
-    (repository / "README.md").write_text(text)
-    assert audit(repository, checks=["readme"]) == []
-    (repository / "README.md").write_text(text.replace("-3.7%", "-13.7%", 1))
-    (finding,) = audit(repository, checks=["readme"])
-    assert finding.what == "README.md: headline"
-    assert (finding.expected, finding.found) == ("| noisy | -3.7% |", "| noisy | -13.7% |")
-    assert finding.mend == "run `make readme`"
+    texts = {Path("README.md"): "# A\n\n-3.7%\n", Path("docs/a.md"): "words\n"}
+    monkeypatch.setattr(checks, "render", lambda root: texts)
+    (repository / "docs").mkdir()
+    for path, text in texts.items():
+        (repository / path).write_text(text)
+    assert audit(repository, checks=["readme"], more=STUDY_CHECKS) == []
+    (repository / "README.md").write_text("# A\n\n-13.7%\n")
+    (finding,) = audit(repository, checks=["readme"], more=STUDY_CHECKS)
+    assert finding.what == "README.md:3" and finding.remedy == "run `make readme`"
+    assert (finding.expected, finding.found) == ("-3.7%", "-13.7%")
+    (repository / "docs/a.md").unlink()
+    assert [found.what for found in audit(repository, checks=["readme"], more=STUDY_CHECKS)][1:] == ["docs/a.md:1"]
+
+
+def test_nested_parameters():
+    assert nest({"a.b": 1, "a.c.d": 2, "e": [3]}) == {"a": {"b": 1, "c": {"d": 2}}, "e": [3]}
+
+
+# --- manifests of code ---
+
+
+def lock_with_manifests(root, edit_lock=True):
+    """The stages of `repository` after a stage `code` that writes a manifest for each, also into DVC's cache."""
+    modules = {"src/model.py": digest(root / "src/model.py")}
+    contents = {
+        "train@a": {"notebook": "1.ipynb", "modules": modules, "packages": {"torch": "2.1", "numpy": "1.26"}},
+        "figures": {
+            "notebook": "2.ipynb", "modules": modules | {"src/plot.py": digest(root / "src/plot.py")},
+            "packages": {"numpy": "1.26"},
+        },
+    }  # fmt: skip
+    (root / "build").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        path = root / "build" / f"{name.replace('@', '-')}.json"
+        path.write_text(json.dumps(content))
+        cached = root / ".dvc/cache/files/md5" / digest(path)[:2] / digest(path)[2:]
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cached)
+    if not edit_lock:
+        return
+    with open(root / "dvc.lock") as file:
+        lock = YAML(typ="safe").load(file)
+    for name, stage in lock["stages"].items():
+        path = f"build/{name.replace('@', '-')}.json"
+        stage["deps"] = [item for item in stage["deps"] if not item["path"].endswith(".py")]
+        stage["deps"].append({"path": path, "md5": digest(root / path)})
+    code = {
+        "cmd": "python code.py", "deps": [{"path": "src", "md5": digest(root / "src")}],
+        "outs": [{"path": "build", "md5": digest(root / "build")}],
+    }  # fmt: skip
+    lock["stages"] = {"code": code} | lock["stages"]
+    with open(root / "dvc.lock", "w") as file:
+        YAML().dump(lock, file)
+
+
+def test_a_manifest_lists_the_code_of_a_stage(repository):
+    lock_with_manifests(repository)
+    found = trace(repository / "results/figures/one.png", repository)
+    assert found.verified, found.findings
+    figures, train = (next(s for s in found.stages if s["stage"] == name) for name in ("figures", "train@a"))
+    assert [(row["path"], row["on_disk"]) for row in figures["code"]] == [("src/model.py", "ok"), ("src/plot.py", "ok")]
+    assert figures["code"][1]["md5"] == digest(repository / "src/plot.py")
+    assert [row["path"] for row in figures["inputs"]] == ["artifacts/models", "build/figures.json"]
+    assert [row["path"] for row in train["code"]] == ["src/model.py"]
+    assert (
+        train["packages"] == {"torch": "2.1", "numpy": "1.26"}
+        and ("figures", "build/figures.json", "code") in found.links
+    )
+    assert "packages torch 2.1, numpy 1.26" in found.as_text()
+
+
+@pytest.mark.parametrize("rerun", [False, True], ids=["edited", "edited and the stage `code` run again"])
+def test_an_edited_module_is_one_finding(repository, rerun):
+    lock_with_manifests(repository)
+    before = digest(repository / "src/model.py")
+    (repository / "src/model.py").write_text("x = 7")
+    if rerun:
+        lock_with_manifests(repository, edit_lock=False)
+    (finding,) = audit(repository, checks=["hashes"])
+    assert finding.what == "src/model.py" and finding.found == f"md5 {digest(repository / 'src/model.py')}"
+    assert finding.expected == f"md5 {before} (code of train@a and 2 more stages)"
+    found = trace(repository / "results/figures/one.png", repository)
+    assert len(found.findings) == 1 and found.findings[0].startswith("src/model.py: is ")
+    figures = next(stage for stage in found.stages if stage["stage"] == "figures")
+    assert [row["on_disk"] for row in figures["code"]] == ["changed", "ok"]
+    (repository / "src/model.py").unlink()
+    (finding,) = audit(repository, checks=["hashes"])
+    assert finding.what == "src/model.py" and finding.found == "nothing there"
+
+
+def test_another_package_is_one_finding(repository):
+    lock_with_manifests(repository)
+    for path in (repository / "build").iterdir():
+        path.write_text(path.read_text().replace("1.26", "2.0"))
+    (finding,) = audit(repository, checks=["hashes"])
+    assert (finding.what, finding.found) == ("numpy", "2.0")
+    assert finding.expected == "1.26 (package of train@a and 2 more stages)"
+
+
+def test_manifests_that_are_gone(repository):
+    """DVC's cache still has them; without it their modules are unknown, and the folder is what is missing."""
+    lock_with_manifests(repository)
+    shutil.rmtree(repository / "build")
+    (repository / "src/plot.py").write_text("y = 3")
+    findings = audit(repository, checks=["hashes"])
+    assert {finding.what for finding in findings} == {"build", "src/plot.py"}
+    shutil.rmtree(repository / ".dvc/cache")
+    findings = audit(repository, checks=["hashes"])
+    assert {finding.what for finding in findings} == {"build", "src"}
+
+
+# --- executed notebooks ---
+
+
+@pytest.mark.parametrize("form", ["one dictionary", "a name each"])
+def test_parameters_of_executed_notebooks(repository, form):
+    values = {"seed": 0, "arms": {"a": {"steps": 3}}}
+
+    def write(values):
+        code = {"cell_type": "code", "metadata": {}, "source": "train()"}
+        given = {"stage": "train@a", "parameters": values} if form == "one dictionary" else values
+        text = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in given.items())
+        injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": text}
+        for name, cells in {"source.ipynb": [code], "executed.ipynb": [injected, code]}.items():
+            (repository / name).write_text(json.dumps({"cells": cells, "metadata": {"llicm": record}}))
+
+    with open(repository / "dvc.lock") as file:
+        lock = YAML(typ="safe").load(file)
+    stage, record = lock["stages"]["train@a"], {}
+    write(values)
+    stage["deps"].append({"path": "source.ipynb", "md5": digest(repository / "source.ipynb")})
+    record |= {kind: {item["path"]: item["md5"] for item in stage[kind]} for kind in ("deps", "outs")}
+    stage["outs"].append({"path": "executed.ipynb", "md5": "0"})
+    with open(repository / "dvc.lock", "w") as file:
+        YAML().dump(lock, file)
+    write(values)
+    assert audit(repository, checks=["notebooks"]) == []
+    write(values | {"seed": 1})
+    (finding,) = audit(repository, checks=["notebooks"])
+    assert finding.what == "executed.ipynb, parameter seed" and (finding.expected, finding.found) == ("0", "1")
+    assert finding.remedy == "run `dvc repro -f train@a`"
+    record["deps"]["data"] = "0"
+    write(values)
+    (finding,) = audit(repository, checks=["notebooks"])
+    assert finding.what == "executed.ipynb, recorded deps data"

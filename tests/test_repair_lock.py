@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from llicm.provenance import repair_lock as mend
-from llicm.provenance.repair_lock import keep_lock, mend_lock
+from llicm.provenance import repair_lock as module
+from llicm.provenance.repair_lock import keep_lock, repair_lock
 
 NAMES = ["code", "train@a", "evaluate@b"]
 
@@ -38,9 +38,9 @@ def test_cut_at_any_byte(folder, md5):
     keep_lock(folder)
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert mend_lock(folder) == str(folder / ".run/dvc.lock") and path.read_bytes() == kept
+        assert repair_lock(folder) == str(folder / ".run/dvc.lock") and path.read_bytes() == kept
     path.write_bytes(whole)
-    assert mend_lock(folder) is None and path.read_bytes() == whole
+    assert repair_lock(folder) is None and path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_whole_ones_stay(folder, text):
     (folder / "dvc.lock").write_bytes(lock(NAMES))
     keep_lock(folder)
     (folder / "dvc.lock").write_bytes(text)
-    assert mend_lock(folder) is None and (folder / "dvc.lock").read_bytes() == text
+    assert repair_lock(folder) is None and (folder / "dvc.lock").read_bytes() == text
 
 
 def test_what_is_checked_out_is_no_damage(folder):
@@ -58,21 +58,21 @@ def test_what_is_checked_out_is_no_damage(folder):
     (folder / "dvc.lock").write_bytes(lock(NAMES))
     keep_lock(folder)
     (folder / "dvc.lock").write_bytes(lock(NAMES[:2]))
-    assert mend_lock(folder) is None
+    assert repair_lock(folder) is None
 
 
 def test_without_a_copy_it_comes_from_git_or_is_removed(folder, capsys):
     commit(folder, lock(NAMES))
     text = lock(NAMES)
     (folder / "dvc.lock").write_bytes(text[: text.rindex(b"cmd") + 2])
-    mend.main(str(folder))
+    module.main(str(folder))
     assert (folder / "dvc.lock").read_bytes() == lock(NAMES)
     assert capsys.readouterr().err == f"{folder}/dvc.lock was cut short by an interruption; put back from git\n"
-    mend.main(str(folder))
+    module.main(str(folder))
     assert capsys.readouterr().err == ""
     subprocess.run(["git", "rm", "-q", "--cached", "dvc.lock"], cwd=folder, check=True)
     commit_less = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "b"]
     subprocess.run(commit_less, cwd=folder, check=True)
     (folder / "dvc.lock").write_bytes(lock(NAMES)[:30])
-    assert "nothing" in mend_lock(folder) and not (folder / "dvc.lock").exists()
-    assert mend_lock(folder) is None
+    assert "nothing" in repair_lock(folder) and not (folder / "dvc.lock").exists()
+    assert repair_lock(folder) is None

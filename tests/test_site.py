@@ -245,7 +245,7 @@ def test_what_is_absent_is_told(study):
     assert not (study / "report/notebooks").exists() and not (study / "report/curves.html").exists()
     text = text_of(study, "index.html")
     assert "Missing on disk: 1 of 1. Get them with dvc pull" in text
-    assert "6 are not on disk; dvc pull gets them" in text
+    assert "5 are not on disk; dvc pull gets them" in text
     assert "executed/5_figures.ipynb is not on disk" in text_of(study, "stages/figures.html")
     # the folder of all models is not there, and still known to be filled by their stages
     assert "train@a, train@b" in text_of(study, "stages/figures.html")

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from llicm.errors import UserError
-from llicm.pipeline.parameters import load
-from llicm.provenance.tolerance import compare as compare_numbers
-from llicm.provenance.tolerance import findings
+from llicm.parameters import load
+from llicm.pipeline.tolerance import compare as compare_numbers
+from llicm.pipeline.tolerance import findings, untrained
 from llicm.provenance.verify import compare, main, verify
 
 PUBLISHED = {("train@a", "artifacts/a"): "1", ("figures", "results/figures"): "2"}
@@ -86,5 +86,6 @@ def test_a_study_comes_out_with_the_same_bytes_and_a_false_entry_is_told(small_c
     assert same == of - 1 and of > count
     assert "note: the last commit is verified, not what was changed since (profiles/smoke/dvc.lock)" in err
     assert err.count("Running stage") == text.count("cmd: ")
-    rows = compare_numbers(kept, small_clone.profile / "results", load(small_clone.profile / "params.yaml")["families"])
+    names = untrained(load(small_clone.profile / "params.yaml"))
+    rows = compare_numbers(kept, small_clone.profile / "results", names)
     assert findings(rows) == [] and all(row.largest == 0 for row in rows)

@@ -28,7 +28,7 @@ from llicm.errors import UserError
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
 RESTORE = "restore it with `git checkout` or `dvc checkout --force`; if it is meant, run `dvc repro`"
-FETCH = "get it with `dvc checkout` or `dvc pull`, or make it with `dvc repro`"
+FETCH = "get it with `dvc pull`, or make it with `dvc repro`"
 
 
 def digest(path: str | os.PathLike) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put back a dvc.lock that was cut short: `python -m llicm.provenance.repair_lock [FOLDER]`; `make repro` does it first.
+"""`python -m llicm.provenance.repair_lock [FOLDER]`, which `make repro` does first: put back a dvc.lock that was cut.
 
 DVC writes dvc.lock in place after every stage (that of the default study is incomplete on disk for a third of a
 second), so a process that is killed in this time, or a full disk, leaves a part of it. A part that cannot be read stops
@@ -10,11 +10,12 @@ Every entry is a true record of a run, so to put them back is always safe: DVC c
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.provenance.lineage import committed
-
-__all__ = ["keep_lock", "mend_lock"]
 
 
 def keep_lock(folder: Path) -> None:
@@ -27,7 +28,7 @@ def keep_lock(folder: Path) -> None:
         write_atomically(folder / ".run" / "dvc.lock", (folder / "dvc.lock").read_bytes())
 
 
-def mend_lock(folder: Path) -> str | None:
+def repair_lock(folder: Path) -> str | None:
     """Put back the dvc.lock of a profile's folder if it was cut short; returns where from, or None if it was whole.
 
     It is put back from the copy of the last run, else from git; a part that neither knows (of a first run, which was
@@ -65,9 +66,6 @@ def _is_part(stages: dict[str, int], before: dict[str, int]) -> bool:
 
 def _stages(text: bytes) -> dict[str, int] | None:
     """Of each stage in a lock file the number of inputs, outputs and parameters; None if it cannot be read."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         stages = (YAML(typ="safe", pure=True).load(text.decode()) or {}).get("stages", {})
         # what DVC asks of an entry; the last one of a part may have lost it
@@ -87,7 +85,7 @@ def _stages(text: bytes) -> dict[str, int] | None:
 
 
 def main(folder: str = ".") -> None:
-    source = mend_lock(Path(folder))
+    source = repair_lock(Path(folder))
     if source:
         print(f"{Path(folder) / 'dvc.lock'} was cut short by an interruption; put back from {source}", file=sys.stderr)
 

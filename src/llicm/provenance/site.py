@@ -12,8 +12,10 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -25,8 +27,6 @@ from llicm.files import atomic_folder
 from llicm.provenance import audit
 from llicm.provenance.graph import Drawing, draw
 from llicm.provenance.lineage import ABSENT, CHANGED, SAME, Pipeline, Stage, digest, stage_texts, survey
-
-__all__ = ["build_site"]
 
 MARKER = ".llicm-report"  # a folder that holds it may be replaced
 TITLE = "LL-ICM: image compression for low-level machine vision"
@@ -71,7 +71,7 @@ CHECKS = {
 def build_site(root: str | os.PathLike, out: str | os.PathLike, profile: str | None = None) -> Path:
     """Write the pages of a study; nothing is computed again but checksums.
 
-    What is not on disk is told on the page where it would be.
+    A page says what is not on disk where it would be.
 
     Args:
         root: the repository. out: folder for the pages; an earlier report there is replaced, once all is written.
@@ -91,30 +91,30 @@ def build_site(root: str | os.PathLike, out: str | os.PathLike, profile: str | N
         raise UserError(f"{out}: not a report that this command made; remove it, or name another folder.")
     pipeline = Pipeline(root, profile)
     with atomic_folder(out) as new:
-        _Site(pipeline, profile, new).write()
+        _Site(pipeline, new).write()
     return out / "index.html"
 
 
 class _Site:
-    def __init__(self, pipeline: Pipeline, profile: str | None, folder: Path):
-        self.pipeline, self.profile, self.folder = pipeline, profile, folder
-        self.found = survey(pipeline.root, profile)
-        self.needs: dict[str, set[str]] = {}  # stage -> the stages it reads from
-        for stage, _, maker in self.found.links:
-            self.needs.setdefault(stage, set()).add(maker)
+    def __init__(self, pipeline: Pipeline, folder: Path):
+        self.pipeline, self.profile, self.folder = pipeline, pipeline.profile, folder
+        self.found = survey(pipeline.root, pipeline.profile)
+        self.needs: dict[str, set[str]] = defaultdict(set)  # stage -> the stages it reads from
+        for reader, _, maker in self.found.links:
+            self.needs[reader].add(maker)
         about = stage_texts(pipeline.folder)
         self.stages = {entry["stage"]: self._stage(entry, about) for entry in self.found.stages}
         # From here on in the order of the picture: from the data to the results.
         boxes = sorted(self._drawing(list(self.stages)).boxes, key=lambda box: (box.x, box.y))
         self.stages = {name: self.stages[name] for box in boxes for name in box.stages}
         for name, stage in self.stages.items():
-            stage["needs"] = [other for other in self.stages if other in self.needs.get(name, [])]
-            stage["feeds"] = [other for other in self.stages if name in self.needs.get(other, [])]
+            stage["needs"] = [other for other in self.stages if other in self.needs[name]]
+            stage["feeds"] = [other for other in self.stages if name in self.needs[other]]
             changed = [other for other in self._behind([name]) if self.stages[other]["state"] == CHANGED]
             stage["changed_behind"] = [other for other in changed if other != name]
         self.pages = jinja2.Environment(
-            loader=jinja2.PackageLoader("llicm.provenance", "pages"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
+            loader=jinja2.PackageLoader("llicm.provenance", "pages"), autoescape=True, trim_blocks=True,
+            lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         )  # fmt: skip
         self.pages.filters["ticks"] = _ticks
         self.curves = self.pipeline.folder / "artifacts" / "curves" / "curves.html"
@@ -137,9 +137,9 @@ class _Site:
                 "`dvc repro`."
             )
         self._front(pictures, tables, missing)
-        groups = {}
+        groups = defaultdict(list)
         for item in data:
-            groups.setdefault(item["file"].rsplit("/", 1)[0], []).append(item)
+            groups[item["file"].rsplit("/", 1)[0]].append(item)
         self._page(
             "results.html", "results.html.j2", "Figures and tables", pictures=pictures, tables=tables,
             data=groups.items(), missing=missing,
@@ -169,7 +169,7 @@ class _Site:
                 stage=maker and self.stages.get(maker.name),
             )  # fmt: skip
 
-    def _page(self, page: str, template: str, title: str, **values) -> None:
+    def _page(self, page: str, template: str, title: str, **values: Any) -> None:
         def url(target: str) -> str:
             return quote(os.path.relpath(target, os.path.dirname(page) or "."))
 
@@ -191,12 +191,12 @@ class _Site:
     def _style(self) -> None:
         from pygments.formatters import HtmlFormatter
 
-        own = self.pages.loader.get_source(self.pages, "style.css")[0]
+        own = Path(__file__).with_name("pages").joinpath("style.css").read_text(encoding="utf-8").rstrip("\n")
         code = HtmlFormatter(style="default").get_style_defs(".highlight")
         (self.folder / "style.css").write_text(f"{own}\n{code}\n", encoding="utf-8", newline="\n")
 
-    def _stage(self, entry: dict, about: dict[str, str]) -> dict:
-        """What the pages tell of a stage."""
+    def _stage(self, entry: dict[str, Any], about: dict[str, str]) -> dict[str, Any]:
+        """What the pages say of a stage."""
         name = entry["stage"]
         rows = [row for kind in ("inputs", "code", "outputs") for row in entry[kind]]
         changed = {row["path"] for row in rows if row["on_disk"] == CHANGED}
@@ -204,13 +204,13 @@ class _Site:
         findings = [finding for finding in self.found.findings if finding.split(": ")[0] in changed]
         if any(row["on_disk"] == ABSENT for row in rows):
             findings.append("Not all of it is on disk; get it with `dvc pull`, or make it with `dvc repro`.")
-        makers = {}
+        makers: dict[str, dict[str, None]] = defaultdict(dict)
         for stage, path, maker in self.found.links:
             if stage == name:
-                makers.setdefault(path, []).append(maker)
-        inputs = [row | {"makers": list(dict.fromkeys(makers.get(row["path"], [])))} for row in entry["inputs"]]
+                makers[path][maker] = None
+        inputs = [row | {"makers": list(makers[row["path"]])} for row in entry["inputs"]]
         notebook = next((row for row in entry["outputs"] if row["path"].endswith(".ipynb")), None)
-        there = notebook is not None and notebook["on_disk"] != ABSENT
+        there = notebook and notebook["on_disk"] != ABSENT
         return entry | {
             "about": about.get(name.split("@")[0], "").rstrip("."),
             "state": CHANGED if changed else ABSENT if gone else SAME,
@@ -220,14 +220,14 @@ class _Site:
             "time": _time(entry["run"]["seconds"]) if entry["run"] else "",
             "notebook": notebook and notebook["path"],
             "notebook_row": notebook,
-            "notebook_page": f"notebooks/{Path(notebook['path']).stem}.html" if there else None,
+            "notebook_page": f"notebooks/{Path(notebook['path']).stem}.html" if notebook and there else None,
         }
 
     def _behind(self, names: list[str]) -> list[str]:
         """These stages and all that they need."""
         queue, seen = list(names), set(names)
         while queue:
-            new = self.needs.get(queue.pop(), set()) - seen
+            new = self.needs[queue.pop()] - seen
             seen |= new
             queue += new
         return [name for name in self.stages if name in seen]
@@ -237,7 +237,7 @@ class _Site:
         links = [(stage, maker) for stage, _, maker in self.found.links]
         return draw(self._behind(names), links, {name: stage["time"] for name, stage in self.stages.items()})
 
-    def _items(self) -> Iterator[dict]:
+    def _items(self) -> Iterator[dict[str, Any]]:
         """All files in results/, copied."""
         results = self.pipeline.folder / "results"
         for path in sorted(results.rglob("*")):
@@ -247,8 +247,8 @@ class _Site:
             file = place.as_posix()
             maker = self.pipeline.producer(path)
             stage = self.stages.get(maker.name) if maker else None
-            output = stage and self._output(maker, path)
-            item = {
+            output = self._output(maker, path) if maker and stage else None
+            item: dict[str, Any] = {
                 "file": file, "path": self.pipeline.relative(path), "name": place.name, "stem": place.stem,
                 "page": f"{file}.html", "bytes": path.stat().st_size, "md5": digest(path), "stage": stage,
                 "output": output, "kind": "data", "html": None,
@@ -264,7 +264,7 @@ class _Site:
                 item |= {"kind": "table", "title": title, "text": text, "html": _markdown(text)}
             yield item
 
-    def _output(self, maker: Stage, path: Path) -> dict:
+    def _output(self, maker: Stage, path: Path) -> dict[str, str]:
         """The row of the output that a file is or lies in."""
         rows = {row["path"]: row for row in self.stages[maker.name]["outputs"]}
         names = [self.pipeline.relative(place) for place in (path, *path.parents) if place in maker.outs]
@@ -282,9 +282,9 @@ class _Site:
         findings = audit.audit(self.pipeline.root, self.profile, list(CHECKS))
         checks = [_check(name, [finding for finding in findings if finding.check == name]) for name in CHECKS]
         runs = [stage for stage in self.stages.values() if stage["notebook"]]
-        notebooks = {}
+        notebooks = defaultdict(list)
         for stage in runs:
-            notebooks.setdefault(Path(stage["notebook"]).stem.split("-")[0], []).append(stage)
+            notebooks[Path(stage["notebook"]).stem.split("-")[0]].append(stage)
         self._page(
             "index.html", "front.html.j2", TITLE + (f" (profile {self.profile})" if self.profile else ""),
             pictures=main, headline=by_stem.get("headline"), numbers=numbers, checks=checks, findings=findings,
@@ -292,7 +292,7 @@ class _Site:
             absent=sum(stage["notebook_page"] is None for stage in runs),
         )  # fmt: skip
 
-    def _notebook(self, stage: dict) -> None:
+    def _notebook(self, stage: dict[str, Any]) -> None:
         if stage["notebook_page"] is None:
             return
         path = self.pipeline.root / stage["notebook"]
@@ -311,7 +311,7 @@ def _stage_page(name: str) -> str:
     return f"stages/{name.replace('/', '-')}.html"
 
 
-def _rank(names: dict) -> object:
+def _rank(names: dict[str, str]) -> Callable[[dict[str, Any]], tuple[int, str]]:
     order = list(names)
     return lambda item: (order.index(item["stem"]) if item["stem"] in order else len(order), item["file"])
 
@@ -345,10 +345,10 @@ def _markdown(text: str) -> Markup:
     import mistune
 
     class Renderer(mistune.HTMLRenderer):
-        def heading(self, text: str, level: int, **attributes) -> str:
+        def heading(self, text: str, level: int, **attributes: Any) -> str:
             return super().heading(text, min(level + 1, 6), **attributes)
 
-    html = mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table"])(text)
+    html = str(mistune.create_markdown(renderer=Renderer(escape=True), plugins=["table"])(text))
     # Text is escaped, so that these tags are the renderer's own.
     html = html.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
     html = re.sub(r"(<td[^>]*>[^<\[]+) (\[[^<\]]+\])</td>", r'\1 <span class="interval">\2</span></td>', html)
@@ -360,8 +360,8 @@ def _ticks(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _check(name: str, findings: list) -> dict:
-    absent = sum(finding.found == "nothing there" for finding in findings)
+def _check(name: str, findings: Sequence[audit.Finding]) -> dict[str, str]:
+    absent = sum(finding.found == audit.NOTHING for finding in findings)
     other = len(findings) - absent
     parts = []
     if other:
@@ -394,7 +394,8 @@ def _add_prose(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -
     wanted = [cell for cell in source.cells if cell.cell_type == "code" and cell.source.strip()]
     if [cell.source for cell in ran] != [cell.source for cell in wanted]:
         return False
-    cells, rest = [], iter(code)
+    cells: list[nbformat.NotebookNode] = []
+    rest = iter(code)
     for cell in source.cells:
         if cell.cell_type == "markdown":
             cell.id = f"text-{len(cells)}"  # nbformat gives random ones to cells without

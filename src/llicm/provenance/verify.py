@@ -18,16 +18,11 @@ from pathlib import Path
 from llicm.errors import UserError
 from llicm.provenance.lineage import Pipeline, git
 
-__all__ = ["compare", "outputs", "verify"]
-
 
 def outputs(pipeline: Pipeline) -> dict[tuple[str, str], str]:
     """(stage, path) -> hash, for every output of the study's stages in its lock file."""
-    return {
-        (stage.name, pipeline.relative(path)): md5
-        for stage in pipeline.own if stage.command
-        for path, md5 in stage.outs.items()
-    }  # fmt: skip
+    stages = [stage for stage in pipeline.own if stage.command]
+    return {(stage.name, pipeline.relative(path)): md5 for stage in stages for path, md5 in stage.outs.items()}
 
 
 def compare(published: dict, made: dict) -> list[tuple[str, str, str | None, str | None]]:

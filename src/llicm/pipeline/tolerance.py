@@ -15,11 +15,9 @@ import pandas as pd
 
 from llicm.benchmark.records import read_records
 from llicm.errors import UserError
+from llicm.parameters import Parameters, load
 from llicm.provenance.audit import Finding
 from llicm.provenance.lineage import committed
-from llicm.pipeline.parameters import load
-
-__all__ = ["TOLERANCES", "Row", "Tolerance", "as_text", "check", "compare", "findings"]
 
 FILES = ("records.parquet", "metrics.json")
 
@@ -75,9 +73,9 @@ def check(root: str | os.PathLike = ".", profile: str | None = None, against: Pa
         UserError: results are missing here or there.
     """
     folder = Path(root).resolve() / "profiles" / profile if profile else Path(root).resolve()
-    families = load(folder / "params.yaml")["families"]
+    names = untrained(load(folder / "params.yaml"))
     if against is not None:
-        return compare(Path(against), folder / "results", families)
+        return compare(Path(against), folder / "results", names)
     with tempfile.TemporaryDirectory() as published:
         for name in FILES:
             data = committed(folder, f"results/{name}")
@@ -87,14 +85,19 @@ def check(root: str | os.PathLike = ".", profile: str | None = None, against: Pa
                     "--against FOLDER."
                 )
             Path(published, name).write_bytes(data)
-        return compare(Path(published), folder / "results", families)
+        return compare(Path(published), folder / "results", names)
 
 
-def compare(published: Path, made: Path, families: dict) -> list[Row]:
+def untrained(parameters: Parameters) -> set[str]:
+    """The methods that no trained weights touch."""
+    return {method.name for method in parameters.methods if not method.models}
+
+
+def compare(published: Path, made: Path, untrained: set[str]) -> list[Row]:
     """Compare two folders of results: a row a quantity, for untrained methods, trained ones, and headline numbers.
 
     Args:
-        families: group of params.yaml, which tells what is trained.
+        untrained: the methods that no trained weights touch.
 
     Raises:
         UserError: a file is missing.
@@ -102,26 +105,22 @@ def compare(published: Path, made: Path, families: dict) -> list[Row]:
     for path in (folder / name for folder in (published, made) for name in FILES):
         if not path.is_file():
             raise UserError(f"{path}: no such file; run `dvc repro`, or name a folder of results.")
-    points = _points(read_records(published / FILES[0])).join(
-        _points(read_records(made / FILES[0])), how="outer", lsuffix="", rsuffix="_made"
-    )
-    rates = points.reset_index("metric").groupby(["method", "task", "level"], sort=False)[["bpp", "bpp_made"]].first()
-    untrained = {
-        name
-        for spec in families.values() if spec["codec"] != "learned"
-        for name, how in spec["methods"].items() if how == "alone"
-    }  # fmt: skip
+    before, after = (_points(read_records(folder / FILES[0])) for folder in (published, made))
+    points = before.join(after, how="outer", rsuffix="_made")
+    rates = points.groupby(["method", "task", "level"], sort=False)[["bpp", "bpp_made"]].first()
+    ranges = points.groupby("metric")["value"].agg(lambda values: values.max() - values.min())
     rows = []
     for trained in (False, True):
-        rows.append(_row("bpp", trained, rates[_are(rates, trained, untrained)], "bpp"))
-        chosen = points[_are(points, trained, untrained)]
+        chosen_rates, chosen = (
+            table[table.index.get_level_values("method").isin(untrained) != trained] for table in (rates, points)
+        )
+        rows.append(_row("bpp", trained, chosen_rates, "bpp"))
         for metric in chosen.index.unique("metric"):
-            of_metric = points.xs(metric, level="metric")["value"]
-            values = chosen.xs(metric, level="metric")
-            rows.append(_row(metric, trained, values, "value", of_metric.max() - of_metric.min()))
-    headlines = [pd.Series(_numbers(json.loads((folder / FILES[1]).read_text()))) for folder in (published, made)]
+            rows.append(_row(metric, trained, chosen.xs(metric, level="metric"), "value", ranges[metric]))
+    numbers = [json.loads((folder / FILES[1]).read_text(encoding="utf-8")) for folder in (published, made)]
+    headlines = [pd.json_normalize(held).iloc[0].filter(like="bd_psnr").astype(float) for held in numbers]
     both = pd.concat(headlines, axis=1, keys=["value", "value_made"])
-    rows.append(_row("bd_psnr", True, both[both.index.str.contains("bd_psnr")], "value"))
+    rows.append(_row("bd_psnr", True, both, "value"))
     return [row for row in rows if row.points]
 
 
@@ -130,28 +129,13 @@ def _points(records: pd.DataFrame) -> pd.DataFrame:
     return records.groupby(["method", "task", "level", "metric"], sort=False)[["bpp", "value"]].mean()
 
 
-def _are(table: pd.DataFrame, trained: bool, untrained: set[str]) -> pd.Series:
-    return table.index.get_level_values("method").isin(untrained) != trained
-
-
-def _numbers(values: dict, prefix: str = "") -> dict[str, float]:
-    """Headline numbers by dotted name; an undefined one is NaN."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{key}.")
-        elif not isinstance(value, str):
-            found[prefix + key] = float("nan") if value is None else float(value)
-    return found
-
-
-def _row(quantity: str, trained: bool, table: pd.DataFrame, column: str, spread: float = 0.0) -> Row:
+def _row(quantity: str, trained: bool, table: pd.DataFrame, column: str, extent: float = 0.0) -> Row:
     """A point that only one side has, or where only one side's number is defined, counts as infinitely far off."""
     tolerance = TOLERANCES.get(quantity, TOLERANCES["other metrics"])
     first, second = table[column], table[f"{column}_made"]
     off = (first - second).abs()
     if tolerance.unit.startswith("%"):
-        off = 100 * off / (first.abs() if tolerance.unit == "%" else (spread or 1.0))
+        off = 100 * off / (first.abs() if tolerance.unit == "%" else (extent or 1.0))
     off = off.mask((first == second) | (first.isna() & second.isna()), 0.0).fillna(float("inf"))
     where, largest = (off.idxmax(), float(off.max())) if len(off) else ("", 0.0)
     name = where if isinstance(where, str) else ", ".join(map(str, where))
@@ -161,14 +145,12 @@ def _row(quantity: str, trained: bool, table: pd.DataFrame, column: str, spread:
 
 def findings(rows: list[Row]) -> list[Finding]:
     """A finding for every row that is beyond its tolerance."""
-    return [
-        Finding(
-            "tolerance", f"{row.quantity} of {_group(row)}", f"within {row.allowed:g} {row.unit}",
-            f"{row.largest:.3g} {row.unit} at {row.where}",
-            "see docs/reproducibility.md; if parameters and versions are the published ones, this is another result",
-        )
-        for row in rows if row.beyond
-    ]  # fmt: skip
+    remedy = "see docs/reproducibility.md; if parameters and versions are the published ones, this is another result"
+    found = []
+    for row in (row for row in rows if row.beyond):
+        allowed, largest = f"within {row.allowed:g} {row.unit}", f"{row.largest:.3g} {row.unit} at {row.where}"
+        found.append(Finding("tolerance", f"{row.quantity} of {_group(row)}", allowed, largest, remedy))
+    return found
 
 
 def as_text(rows: list[Row]) -> str:
