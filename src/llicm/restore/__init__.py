@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Restorers: networks that turn a degraded (or decoded) image into an enhanced one."""
-
-from llicm.restore import direct, irsde  # noqa: F401  (each registers its restorer)
+"""Restorers: networks that turn a degraded (or decoded) image into an enhanced one; one a file, see `llicm.registry`."""

@@ -8,8 +8,8 @@
 coefficients, so a few hundred steps learn them. `filtered` scales each coefficient of an overlapping local cosine
 transform by a predicted factor, which is what denoising by shrinkage and sharpening do; `residual` is predicted per
 pixel. All heads start at zero: an untrained restorer is the identity and does no harm. A small encoder looks at the
-whole image first and tells every block, by FiLM, what kind of image it is: without it, a few hundred steps end in one
-compromise for all tasks. (Measured at 700 updates, PSNR on noisy photos: +5.2 dB with the filter, +1.3 without.)
+whole image first and conditions every block, by FiLM, on what kind of image it is: without it, a few hundred steps end
+in one compromise for all tasks. (Measured at 700 updates, PSNR on noisy photos: +5.2 dB with the filter, +1.3 without.)
 
 Source of the block: Chen et al., "Simple baselines for image restoration" (NAFNet), ECCV 2022, with plain 3x3 at
 reduced resolution in place of depthwise convolutions (faster on CPUs) and normalisation over the whole image in place
@@ -17,22 +17,24 @@ of per pixel; conditioning by FiLM, Perez et al., AAAI 2018. Shrinkage: Donoho, 
 wavelet shrinkage", Biometrika 1994.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from llicm.registry import RESTORERS, make_restorer, register_restorer
+from llicm.registry import RESTORERS
 from llicm.transforms import LappedDCT, squash
-from llicm.vlm.context import Context
+from llicm.vlm.context import Context, embedding_lengths
 
-__all__ = ["RESTORERS", "DirectRestorer", "make_restorer", "register_restorer"]
+__all__ = ["DirectRestorer"]
 
 # An Adam step moves the output of a head by about lr x fan-in x activation: with 9 x 128 inputs far more than the
 # error of brightness that matters at 30 dB. A small factor behind the affine head keeps nearly clean images safe.
 AFFINE_SCALE = 0.1
 CONDITION = 32  # width of the vector that conditions every block
-_QUANTILES = (0.005, 0.1, 0.5, 0.9, 0.995)  # of the brightness, that the recogniser is told
+_QUANTILES = (0.005, 0.1, 0.5, 0.9, 0.995)  # of the brightness, an input of the recogniser
 
 
 class Block(nn.Module):
@@ -44,9 +46,9 @@ class Block(nn.Module):
         self.film = nn.Linear(CONDITION, 2 * width)
         self.attention = nn.Conv2d(width, width, 1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        nn.init.zeros_(self.attention.weight)
+        for parameter in (*self.film.parameters(), self.attention.weight):
+            nn.init.zeros_(parameter)
+        assert self.attention.bias is not None
         nn.init.ones_(self.attention.bias)
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
@@ -71,39 +73,38 @@ class Stage(nn.Module):
         return x
 
 
-@register_restorer("direct")
+@RESTORERS.register("direct")
 class DirectRestorer(nn.Module):
     """One-pass universal restorer.
 
     Args:
         width: channels at half resolution (doubled at 1/4 and 1/8).
         blocks: residual blocks at 1/2, 1/4 and 1/8 of the resolution (the first two again on the way up).
-        context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
-            without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
+        context: what steers it (see `llicm.vlm.context.embedding_lengths`).
         level_conditioned: whether it was trained on decoded images; if not, it takes every input as never compressed.
     """
 
     STRIDE = 8
 
-    def __init__(self, width: int, blocks: list[int], context: dict | None = None, level_conditioned: bool = False):
+    def __init__(self, width: int, blocks: Sequence[int], context: dict | None = None, level_conditioned: bool = False):
         super().__init__()
-        self.size = {"width": width, "blocks": list(blocks), "context": context}
+        self.config = {
+            "name": "direct", "width": width, "blocks": list(blocks), "context": context,
+            "level_conditioned": level_conditioned,
+        }  # fmt: skip
         self.level_conditioned = level_conditioned
         w1, w2, w3 = width, 2 * width, 4 * width
         self.level = nn.Linear(2, CONDITION)
         nn.init.zeros_(self.level.weight)  # the level starts without influence
-        lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
-        self.steering = nn.ModuleDict(
-            {name: nn.Linear(lengths[name], CONDITION, bias=False) for name in Context._fields if lengths.get(name)}
-        )
+        self.steering = nn.ModuleDict({
+            name: nn.Linear(length, CONDITION, bias=False)
+            for name, length in embedding_lengths(context).items() if length
+        })  # fmt: skip
         self.encoder = nn.Sequential(
-            nn.Conv2d(48, 32, 3, padding=1),
-            nn.GELU("tanh"),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
-            nn.GELU("tanh"),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.GELU("tanh"),
-        )
+            nn.Conv2d(48, 32, 3, padding=1), nn.GELU("tanh"),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.GELU("tanh"),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU("tanh"),
+        )  # fmt: skip
         self.recognise = nn.Sequential(
             nn.Linear(64 + 6 + 3 * len(_QUANTILES), 64), nn.GELU("tanh"), nn.Linear(64, CONDITION)
         )
@@ -121,13 +122,8 @@ class DirectRestorer(nn.Module):
         )
         self.pivot = nn.Linear(CONDITION, 3)
         for head in (self.affine, self.residual, self.filter[-1], self.pivot):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-
-    @property
-    def config(self) -> dict:
-        """Arguments that build this restorer again."""
-        return {"name": "direct", **self.size, "level_conditioned": self.level_conditioned}
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, level: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Restore a batch.
@@ -144,15 +140,15 @@ class DirectRestorer(nn.Module):
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
         if level is None or not self.level_conditioned:
-            level = x.new_zeros(len(x), 2)
+            known = x.new_zeros(len(x), 2)
         else:
-            level = torch.stack([level, torch.ones_like(level)], 1).to(x)
-        condition = self.level(level)
+            known = torch.stack([level, torch.ones_like(level)], 1).to(x)
+        condition = self.level(known)
         for name, layer in self.steering.items():
             embedding = None if context is None else getattr(context, name)
             if embedding is not None:
                 unit = F.normalize(embedding.to(x), dim=-1)
-                condition = condition + layer(unit * layer.in_features**0.5)
+                condition = condition + layer(unit * embedding.shape[-1] ** 0.5)
         condition = F.silu(condition + self._recognise(x))
         h1 = self.enter1(self.stem(F.pixel_unshuffle(x, 2)), condition)
         h2 = self.enter2(self.down1(h1), condition)
@@ -181,8 +177,8 @@ class DirectRestorer(nn.Module):
         the brightness say how much light was added or taken (cf. the dark channel of He et al., CVPR 2009).
         """
         std, mean = torch.std_mean(x, (2, 3), keepdim=True)
-        places = F.avg_pool2d(x, 4).flatten(2).float()
-        quantiles = torch.quantile(places, places.new_tensor(_QUANTILES), dim=2).permute(1, 2, 0)
+        patches = F.avg_pool2d(x, 4).flatten(2).float()
+        quantiles = torch.quantile(patches, patches.new_tensor(_QUANTILES), dim=2).permute(1, 2, 0)
         statistics = torch.cat([mean.flatten(1), std.flatten(1), quantiles.flatten(1)], 1)
         features = self.encoder(F.pixel_unshuffle((x - mean) / (std + 0.02), 4)).mean((2, 3))
         return self.recognise(torch.cat([features, 4 * statistics - 1], 1))

@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llicm.errors import UserError
-from llicm.registry import register_restorer
+from llicm.registry import RESTORERS
 from llicm.restore.sde import PREDICTIONS, MeanRevertingSDE
 from llicm.restore.tiling import tile_side, tiled
 from llicm.restore.unet import ConditionalUNet, Conditioning
 from llicm.transforms import LappedDCT, squash
-from llicm.vlm.context import Context
+from llicm.vlm.context import Context, embedding_lengths
 
 __all__ = ["LOSSES", "IRSDERestorer"]
 
@@ -64,8 +64,8 @@ class Shrinkage(nn.Module):
         self.enter = nn.Conv2d(2 * LappedDCT.CHANNELS, self.HIDDEN, 1)
         self.film = nn.Linear(condition, 2 * self.HIDDEN)
         self.leave = nn.Conv2d(self.HIDDEN, 2 * LappedDCT.CHANNELS, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, difference: Tensor, mu: Tensor, condition: Tensor) -> Tensor:
         """(N, 3, H, W) from x_t - mu and mu, like it, sides multiples of 4 and at least 8."""
@@ -76,15 +76,14 @@ class Shrinkage(nn.Module):
         return self.lapped.inverse(of_difference + of_mu)
 
 
-@register_restorer("irsde")
+@RESTORERS.register("irsde")
 class IRSDERestorer(nn.Module):
     """Universal restorer by sampling; its defaults are those of the released weights.
 
     Args:
         nf, ch_mult, half, heads: of the network (see `ConditionalUNet`).
         shrinkage: whether `Shrinkage` works beside the network; False for released weights.
-        context: lengths of the embeddings that steer it, {"degradation": D, "content": C}, 0 for one that it is to do
-            without; {"words": [...]} for an oracle that names the degradation among these words; None for none.
+        context: what steers it (see `llicm.vlm.context.embedding_lengths`).
         level_conditioned: whether it was trained on decoded images; if not, it takes every input as never compressed.
         steps: calls of the network for an image, 1 ... T.
         mode: "posterior", "deterministic", "sde" or "ode" (see `MeanRevertingSDE.sample`).
@@ -104,25 +103,12 @@ class IRSDERestorer(nn.Module):
     """
 
     def __init__(
-        self,
-        nf: int = 64,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        context: dict | None = None,
-        level_conditioned: bool = False,
-        steps: int = 100,
-        mode: str = "posterior",
-        predicts: str = "noise",
-        scaling: str = "published",
-        half: bool = False,
-        heads: int = 4,
-        shrinkage: bool = False,
-        seed: int = 0,
-        memory: int | None = None,
-        T: int = 100,
-        max_sigma: float = 50 / 255,
-        schedule: str = "cosine",
+        self, nf: int = 64, ch_mult: Sequence[int] = (1, 2, 4, 8), context: dict | None = None,
+        level_conditioned: bool = False, steps: int = 100, mode: str = "posterior", predicts: str = "noise",
+        scaling: str = "published", half: bool = False, heads: int = 4, shrinkage: bool = False, seed: int = 0,
+        memory: int | None = None, T: int = 100, max_sigma: float = 50 / 255, schedule: str = "cosine",
         eps: float = 0.005,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if predicts not in PREDICTIONS:
             raise UserError(f"params.yaml: restorer.predicts '{predicts}' is unknown; choose {', '.join(PREDICTIONS)}")
@@ -130,8 +116,7 @@ class IRSDERestorer(nn.Module):
         self.sde.check(steps, mode)
         self.context, self.level_conditioned, self.predicts = context, level_conditioned, predicts
         self.steps, self.mode, self.seed, self.memory = steps, mode, seed, memory
-        lengths = {"degradation": len(context["words"])} if context and "words" in context else context or {}
-        lengths = {name: lengths.get(name) or 0 for name in Context._fields}
+        lengths = embedding_lengths(context)
         self.unet = ConditionalUNet(nf, ch_mult, **lengths, half=half, heads=heads, scaling=scaling)
         self.shrinkage = Shrinkage(self.unet.time_width) if shrinkage else None
         if memory is not None:
@@ -140,27 +125,20 @@ class IRSDERestorer(nn.Module):
         self.level = nn.Linear(2, self.unet.time_width, bias=False)
         nn.init.zeros_(self.level.weight)
         if predicts == "x0":
-            nn.init.zeros_(self.unet.final_conv.weight)
-            nn.init.zeros_(self.unet.final_conv.bias)
-        self.to(memory_format=torch.channels_last)  # a call takes a quarter less on a CPU
+            for parameter in self.unet.final_conv.parameters():
+                nn.init.zeros_(parameter)
+        # A call takes a quarter less on a CPU. (torch's types lack this argument.)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def config(self) -> dict:
         """Arguments that build this restorer again."""
-        size = self.unet.config
+        network = {name: self.unet.config[name] for name in ("nf", "ch_mult", "half", "heads", "scaling")}
+        own = ("context", "level_conditioned", "steps", "mode", "predicts", "seed", "memory")
         return {
-            "name": "irsde",
-            **{name: size[name] for name in ("nf", "ch_mult", "half", "heads", "scaling")},
-            "shrinkage": self.shrinkage is not None,
-            "context": self.context,
-            "level_conditioned": self.level_conditioned,
-            "steps": self.steps,
-            "mode": self.mode,
-            "predicts": self.predicts,
-            "seed": self.seed,
-            "memory": self.memory,
-            **self.sde.config,
-        }
+            "name": "irsde", **network, "shrinkage": self.shrinkage is not None,
+            **{name: getattr(self, name) for name in own}, **self.sde.config,
+        }  # fmt: skip
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -177,9 +155,9 @@ class IRSDERestorer(nn.Module):
             ValueError: it was built with a content embedding and there is none.
         """
         if context is not None and self.unet.balanced:
-            context = Context(
-                *(None if e is None else F.normalize(e.float(), dim=-1) * e.shape[-1] ** 0.5 for e in context)
-            )
+            context = Context(*(
+                None if e is None else F.normalize(e.float(), dim=-1) * e.shape[-1] ** 0.5 for e in context
+            ))  # fmt: skip
         conditioning = self.unet.prepare(context)
         if level is None or not self.level_conditioned:
             return conditioning
@@ -194,15 +172,14 @@ class IRSDERestorer(nn.Module):
         return mu + out if self.predicts == "x0" else out
 
     def _network(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        if self.shrinkage is None:
+            return self.unet(x, mu, t, conditioning)
         height, width = x.shape[-2:]
-        # The cosine transform's windows reflect, for which 4 pixels a side are too few.
-        small = (0, max(0, 8 - width), 0, max(0, 8 - height)) if self.shrinkage is not None else (0, 0, 0, 0)
-        if any(small):
+        if height < 8 or width < 8:  # the cosine transform's windows reflect, for which 4 pixels a side are too few
+            small = (0, max(0, 8 - width), 0, max(0, 8 - height))
             x, mu = (F.pad(image, small, mode="replicate") for image in (x, mu))
             return self._network(x, mu, t, conditioning)[..., :height, :width]
         out = self.unet(x, mu, t, conditioning)
-        if self.shrinkage is None:
-            return out
         padded = (self.unet.pad(image) for image in (x - mu, mu))
         return out + self.shrinkage(*padded, self.unet.condition(t, conditioning, len(x)))[..., :height, :width]
 
@@ -227,12 +204,7 @@ class IRSDERestorer(nn.Module):
         return torch.cat([image(i) for i in range(len(x))])
 
     def predict_x0(
-        self,
-        x_t: Tensor,
-        mu: Tensor,
-        t: Tensor | int,
-        level: Tensor | None = None,
-        context: Context | None = None,
+        self, x_t: Tensor, mu: Tensor, t: Tensor | int, level: Tensor | None = None, context: Context | None = None
     ) -> Tensor:
         """The clean image that the network sees in x_t: (N, 3, H, W), not clamped.
 
@@ -245,15 +217,9 @@ class IRSDERestorer(nn.Module):
         return prediction if self.predicts == "x0" else self.sde.x0_from_noise(x_t, prediction, mu, t)
 
     def training_loss(
-        self,
-        x0: Tensor,
-        mu: Tensor,
-        level: Tensor | None = None,
-        context: Context | None = None,
-        generator: torch.Generator | None = None,
-        loss: str = "noise",
-        t: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, x0: Tensor, mu: Tensor, level: Tensor | None = None, context: Context | None = None,
+        generator: torch.Generator | None = None, loss: str = "noise", t: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One draw of time and noise for each image, and how well the network undoes it.
 
         The gradient reaches mu, so that a codec which decoded it can be trained along.
@@ -285,18 +251,16 @@ class IRSDERestorer(nn.Module):
         t = t.to(x0.device)
         x = sde.forward_sample(x0, mu, t, noise)
         prediction = self._predict(x, mu, t, self.prepare(len(x), level, context)).to(x.dtype)
-        if self.predicts == "x0":
-            x0_hat = prediction
-            noise_hat = None if loss == "x0" else sde.noise_from_x0(x, x0_hat, mu, t)
-        else:
-            x0_hat, noise_hat = sde.x0_from_noise(x, prediction, mu, t), prediction
+        x0_hat = prediction if self.predicts == "x0" else sde.x0_from_noise(x, prediction, mu, t)
         if loss == "x0":
             difference = x0_hat - x0
-        elif loss == "noise":
-            difference = noise_hat - noise
         else:
-            mean = sde.reverse_sde_mean(x, sde.score_from_noise(noise_hat, t), mu, t)
-            difference = mean - sde.posterior_mean(x, x0, mu, t)
+            noise_hat = prediction if self.predicts == "noise" else sde.noise_from_x0(x, x0_hat, mu, t)
+            if loss == "noise":
+                difference = noise_hat - noise
+            else:
+                mean = sde.reverse_sde_mean(x, sde.score_from_noise(noise_hat, t), mu, t)
+                difference = mean - sde.posterior_mean(x, x0, mu, t)
         return difference.abs().flatten(1).mean(1), x0_hat
 
     def _noises(self, x: Tensor) -> Iterator[Tensor]:
@@ -306,12 +270,9 @@ class IRSDERestorer(nn.Module):
             yield torch.randn(1, *x.shape[1:], generator=generator).to(x.device).expand(x.shape)
 
     def forward(
-        self,
-        x: Tensor,
-        level: Tensor | None = None,
-        context: Context | None = None,
+        self, x: Tensor, level: Tensor | None = None, context: Context | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Restore a batch.
 
         Gradients pass through all steps if they are enabled, at the memory of `steps` calls; to train by single steps
@@ -334,12 +295,8 @@ class IRSDERestorer(nn.Module):
             ValueError: it was built with a content embedding and there is none.
         """
         conditioning = self.prepare(len(x), level, context)
+        noises = self._noises(x) if generator is None else None
         return self.sde.sample(
             lambda x_t, t: self._predict(x_t, x, t, conditioning),
-            x,
-            self.steps,
-            self.mode,
-            generator,
-            self._noises(x) if generator is None else None,
-            self.predicts,
-        )
+            x, self.steps, self.mode, generator, noises, self.predicts,
+        )  # fmt: skip

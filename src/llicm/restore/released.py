@@ -5,26 +5,23 @@ Their names are those of `ConditionalUNet`; a training checkpoint around them an
 are taken off, and nothing is unpickled but tensors (see `llicm.vlm.checkpoint.read_checkpoint`).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from llicm.errors import UserError
-from llicm.files import write_atomically
 from llicm.restore.irsde import IRSDERestorer
-from llicm.vlm.checkpoint import check_layout, read_checkpoint
+from llicm.vlm.checkpoint import check_layout, read_checkpoint, write_checkpoint
 
 __all__ = ["convert_universal_ir", "irsde_from_state", "load_universal_ir"]
 
 # ViT-B/32's embeddings; all else are the restorer's defaults.
-UNIVERSAL_IR = {"context": {"degradation": 512, "content": 512}}
+UNIVERSAL_IR: dict[str, Any] = {"context": {"degradation": 512, "content": 512}}
 
 
-def irsde_from_state(state: Mapping[str, Tensor], source: str | Path = "state dict", **config) -> IRSDERestorer:
+def irsde_from_state(state: Mapping[str, Tensor], source: str | Path = "state dict", **config: Any) -> IRSDERestorer:
     """The restorer from a state dict of its network in the published layout, in eval mode. Values become float32.
 
     Args:
@@ -44,7 +41,7 @@ def irsde_from_state(state: Mapping[str, Tensor], source: str | Path = "state di
     return restorer.requires_grad_(True).eval()
 
 
-def load_universal_ir(path: str | Path, **config) -> IRSDERestorer:
+def load_universal_ir(path: str | Path, **config: Any) -> IRSDERestorer:
     """The released restorer from its file, in eval mode.
 
     Args:
@@ -57,8 +54,8 @@ def load_universal_ir(path: str | Path, **config) -> IRSDERestorer:
     return irsde_from_state(read_checkpoint(path), path, **config)
 
 
-def convert_universal_ir(source: str | Path, target: str | Path, **config) -> None:
-    """Write released weights as a restorer of this project, which `llicm.framework.load_part` reads.
+def convert_universal_ir(source: str | Path, target: str | Path, **config: Any) -> None:
+    """Write released weights as a restorer of this project, in full precision, for `llicm.weights.load_part`.
 
     Args:
         source: universal-ir.pth.
@@ -68,12 +65,5 @@ def convert_universal_ir(source: str | Path, target: str | Path, **config) -> No
     Raises:
         UserError: see `load_universal_ir`; or the target has another suffix or cannot be written.
     """
-    target = Path(target)
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target}: the file to write must have the suffix .safetensors")
     restorer = load_universal_ir(source, **config)
-    state = {name: value.detach().contiguous() for name, value in restorer.state_dict().items()}
-    try:
-        write_atomically(target, save(state, metadata={"config": json.dumps(restorer.config, sort_keys=True)}))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error})") from None
+    write_checkpoint(target, restorer.state_dict(), restorer.config)

@@ -21,6 +21,7 @@ diffusion implicit models", ICLR 2021.
 Coefficients are computed in float64 (1 - w^2 cancels nearly to nothing at small t) and cast to the images' type.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -39,17 +40,25 @@ _FLOOR = 1e-20  # of the posterior's variance, times dt: its value at the last s
 Time = int | Tensor
 
 
+def _factor(value: Tensor, x: Tensor) -> Tensor | float:
+    """A float64 coefficient, 0-d or (N,), to multiply images like x.
+
+    Cast when it is computed, not before: a difference of nearly equal numbers keeps its digits.
+    """
+    return value.to(x).view(-1, *[1] * (x.ndim - 1)) if value.ndim else float(value)
+
+
 def _speeds(schedule: str, T: int) -> Tensor:
     """theta_0 ... theta_T, how fast x returns to mu; on the CPU, even while a network is laid out without memory."""
-    kind = {"dtype": torch.float64, "device": "cpu"}
-    if schedule == "cosine":
-        j = torch.arange(T + 2, **kind)
-        f = torch.cos((j / (T + 2) + 0.008) / 1.008 * math.pi / 2) ** 2
-        return 1 - f[1:] / f[0]
-    if schedule == "linear":
-        scale = 1000 / (T + 1)
-        return torch.linspace(1e-4 * scale, 0.02 * scale, T + 1, **kind)
-    return torch.ones(T + 1, **kind)
+    with torch.device("cpu"):
+        if schedule == "cosine":
+            j = torch.arange(T + 2, dtype=torch.float64)
+            f = torch.cos((j / (T + 2) + 0.008) / 1.008 * math.pi / 2) ** 2
+            return 1 - f[1:] / f[0]
+        if schedule == "linear":
+            scale = 1000 / (T + 1)
+            return torch.linspace(1e-4 * scale, 0.02 * scale, T + 1, dtype=torch.float64)
+        return torch.ones(T + 1, dtype=torch.float64)
 
 
 class MeanRevertingSDE:
@@ -94,12 +103,11 @@ class MeanRevertingSDE:
         Raises:
             ValueError: a tensor of times is not (N,).
         """
-        if not isinstance(t, Tensor) or t.ndim == 0:
-            return float(values[int(t)])
-        if t.shape != x.shape[:1]:
-            raise ValueError(f"times must be an int or one for each of {len(x)} images, not {tuple(t.shape)}")
-        # Cast after reading: a difference of nearly equal numbers keeps its digits.
-        return values.to(t.device)[t].to(device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
+        if isinstance(t, Tensor):
+            values = values.to(t.device)
+            if t.ndim and t.shape != x.shape[:1]:
+                raise ValueError(f"times must be an int or one for each of {len(x)} images, not {tuple(t.shape)}")
+        return _factor(values[t], x)
 
     # Forward
 
@@ -130,10 +138,6 @@ class MeanRevertingSDE:
         """Gradient of log p(x_t | x_0): -noise / sigma_bar_t; t >= 1."""
         return -noise / self.forward_std(t, noise)
 
-    def noise_from_score(self, score: Tensor, t: Time) -> Tensor:
-        """-sigma_bar_t score."""
-        return -self.forward_std(t, score) * score
-
     def noise_from_x0(self, x: Tensor, x0: Tensor, mu: Tensor, t: Time) -> Tensor:
         """The noise in x_t if x_0 is the clean image: (x_t - mu - w_t (x_0 - mu)) / sigma_bar_t; t >= 1."""
         return (x - self.forward_mean(x0, mu, t)) / self.forward_std(t, x)
@@ -155,12 +159,6 @@ class MeanRevertingSDE:
         """
         return (self.Theta[t] - self.Theta[t - 1 if s is None else s]) * self.dt
 
-    def _tabled(self, value: Tensor, x: Tensor) -> Tensor | float:
-        """A float64 coefficient, 0-d or (N,), to multiply images like x."""
-        if value.ndim == 0:
-            return float(value)
-        return value.to(device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
-
     def _times(self, t: Time, s: Time | None) -> tuple[Time, Time]:
         """t and s as indices into the tables, s one before t by default."""
         t = t.cpu() if isinstance(t, Tensor) else t
@@ -169,12 +167,16 @@ class MeanRevertingSDE:
             raise ValueError("a step back leads from t to an earlier time s >= 0")
         return t, s
 
+    def _lost(self, t: Time, s: Time) -> list[Tensor]:
+        """1 - A², 1 - B² and 1 - C² of the transition from t to s (see the module), float64, 0-d or (N,)."""
+        return [-torch.expm1(-2 * h) for h in (self.duration(t, s), self.duration(t, 0), self.duration(s, 0))]
+
     def reverse_sde_mean(self, x: Tensor, score: Tensor, mu: Tensor, t: Time, s: Time | None = None) -> Tensor:
         """Mean of a step of Euler back: x - [(mu - x) - 2 lambda^2 score] h, h = (Theta_t - Theta_s) dt.
 
         With s = t - 1, h is theta_t dt, and this is x - [theta_t (mu - x) - sigma_t^2 score] dt. (ICML 2023, eq. 6)
         """
-        h = self._tabled(self.duration(*self._times(t, s)), x)
+        h = _factor(self.duration(*self._times(t, s)), x)
         return x - h * ((mu - x) - 2 * self.max_sigma**2 * score)
 
     def reverse_sde_step(
@@ -185,11 +187,11 @@ class MeanRevertingSDE:
         The sign of z means nothing to the distribution, but is that of the published code for equal seeds.
         """
         h = self.duration(*self._times(t, s))
-        return self.reverse_sde_mean(x, score, mu, t, s) - self._tabled(self.max_sigma * torch.sqrt(2 * h), x) * z
+        return self.reverse_sde_mean(x, score, mu, t, s) - _factor(self.max_sigma * torch.sqrt(2 * h), x) * z
 
     def reverse_ode_step(self, x: Tensor, score: Tensor, mu: Tensor, t: Time, s: Time | None = None) -> Tensor:
         """A step of Euler back along the probability flow: x - [(mu - x) - lambda^2 score] h, h as above."""
-        h = self._tabled(self.duration(*self._times(t, s)), x)
+        h = _factor(self.duration(*self._times(t, s)), x)
         return x - h * ((mu - x) - self.max_sigma**2 * score)
 
     def posterior_mean(self, x: Tensor, x0: Tensor, mu: Tensor, t: Time, s: Time | None = None) -> Tensor:
@@ -199,22 +201,21 @@ class MeanRevertingSDE:
         with s = 0 it is x_0.
         """
         t, s = self._times(t, s)
-        a, b, c = (-torch.expm1(-2 * h) for h in (self.duration(t, s), self.duration(t, 0), self.duration(s, 0)))
+        a, b, c = self._lost(t, s)
         of_x, of_x0 = torch.exp(-self.duration(t, s)) * c / b, self.w[s] * a / b
-        return mu + self._tabled(of_x, x) * (x - mu) + self._tabled(of_x0, x) * (x0 - mu)
+        return mu + _factor(of_x, x) * (x - mu) + _factor(of_x0, x) * (x0 - mu)
 
     def posterior_std(self, t: Time, s: Time | None = None) -> Tensor:
         """Standard deviation of x_s given x_t and x_0: lambda sqrt((1-A²)(1-C²)/(1-B²)), float64, 0-d or (N,).
 
         The root's argument is at least 1e-20 dt, as in the published code.
         """
-        t, s = self._times(t, s)
-        a, b, c = (-torch.expm1(-2 * h) for h in (self.duration(t, s), self.duration(t, 0), self.duration(s, 0)))
+        a, b, c = self._lost(*self._times(t, s))
         return self.max_sigma * torch.sqrt((a * c / b).clamp(min=_FLOOR * self.dt))
 
     def posterior_step(self, x: Tensor, x0: Tensor, mu: Tensor, t: Time, z: Tensor, s: Time | None = None) -> Tensor:
         """x_s drawn given x_t and (a prediction of) x_0: `posterior_mean` + `posterior_std` z."""
-        return self.posterior_mean(x, x0, mu, t, s) + self._tabled(self.posterior_std(t, s), x) * z
+        return self.posterior_mean(x, x0, mu, t, s) + _factor(self.posterior_std(t, s), x) * z
 
     def deterministic_step(self, x: Tensor, x0: Tensor, mu: Tensor, t: Time, s: Time | None = None) -> Tensor:
         """x_s with the noise of x_t given x_0, no new one: mu + w_s (x_0 - mu) + sigma_bar_s noise. (As DDIM)"""
@@ -258,19 +259,12 @@ class MeanRevertingSDE:
         self.timesteps(steps)
 
     def _longest(self, steps: int) -> float:
-        grid = self.timesteps(steps)
-        return max(float(self.duration(t, s)) for t, s in zip(grid[:-1], grid[1:], strict=True))
+        return max(float(self.duration(t, s)) for t, s in itertools.pairwise(self.timesteps(steps)))
 
     def sample(
-        self,
-        predict: Callable[[Tensor, int], Tensor],
-        mu: Tensor,
-        steps: int | None = None,
-        mode: str = "posterior",
-        generator: torch.Generator | None = None,
-        noises: Iterable[Tensor] | None = None,
-        predicts: str = "noise",
-    ) -> Tensor:
+        self, predict: Callable[[Tensor, int], Tensor], mu: Tensor, steps: int | None = None, mode: str = "posterior",
+        generator: torch.Generator | None = None, noises: Iterable[Tensor] | None = None, predicts: str = "noise",
+    ) -> Tensor:  # fmt: skip
         """Restore: the chain from x_T = mu + lambda z down to x_0.
 
         Args:
@@ -297,22 +291,21 @@ class MeanRevertingSDE:
             raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, not {predicts}")
         draws = self._draws(mu, generator, noises)
         x = self.start(mu, next(draws))
-        grid = self.timesteps(steps)
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(self.timesteps(steps)):
             prediction = predict(x, t).to(x.dtype)
             if mode in ("posterior", "deterministic"):
                 x0 = prediction if predicts == "x0" else self.x0_from_noise(x, prediction, mu, t)
-                if mode == "posterior":
-                    x = self.posterior_step(x, x0, mu, t, next(draws), s)
-                else:
-                    x = self.deterministic_step(x, x0, mu, t, s)
             else:
                 noise = prediction if predicts == "noise" else self.noise_from_x0(x, prediction, mu, t)
                 score = self.score_from_noise(noise, t)
-                if mode == "sde":
-                    x = self.reverse_sde_step(x, score, mu, t, next(draws), s)
-                else:
-                    x = self.reverse_ode_step(x, score, mu, t, s)
+            if mode == "posterior":
+                x = self.posterior_step(x, x0, mu, t, next(draws), s)
+            elif mode == "deterministic":
+                x = self.deterministic_step(x, x0, mu, t, s)
+            elif mode == "sde":
+                x = self.reverse_sde_step(x, score, mu, t, next(draws), s)
+            else:
+                x = self.reverse_ode_step(x, score, mu, t, s)
         return x
 
     @staticmethod

@@ -41,7 +41,7 @@ def tile_side(bound_bytes: int, bytes_per_pixel: int, stride: int) -> int:
     if side < least:
         raise UserError(
             f"params.yaml: restorer.memory {bound_bytes} is too small: a tile of {least} x {least} pixels takes "
-            f"{least * least * bytes_per_pixel} bytes"
+            f"{least * least * bytes_per_pixel} bytes; allow that much"
         )
     return side
 
@@ -103,16 +103,17 @@ def tiled(function: Callable[..., Tensor], images: tuple[Tensor, ...], side: int
     if len(rows) == len(columns) == 1:
         return function(*images)
     like = images[0] if images[0].dtype == torch.float64 else images[0].float()
-    total = weights = None
+    weights = like.new_zeros(height, width)
+    total: Tensor | None = None  # what the function returns says how many channels it has
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
             piece = function(*(image[..., top:bottom, left:right] for image in images)).to(like.dtype)
             weight = fade(rows, i, like)[:, None] * fade(columns, j, like)
             if total is None:
                 total = piece.new_zeros(*piece.shape[:2], height, width)
-                weights = piece.new_zeros(height, width)
             total[..., top:bottom, left:right] += weight * piece
             weights[top:bottom, left:right] += weight
             del piece
+    assert total is not None
     # Two neighbours' weights sum to 1; where a third tile reaches in, they do not.
     return total / weights

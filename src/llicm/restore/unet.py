@@ -20,8 +20,9 @@ synthesis with latent diffusion models", CVPR 2022.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn as nn
@@ -52,6 +53,11 @@ class Conditioning(NamedTuple):
         return Conditioning(None if self.shift is None else self.shift[index], tuple(v[index] for v in self.tokens))
 
 
+def _named(**modules: nn.Module) -> nn.Sequential:
+    """Modules in a row, under names that released weights have."""
+    return nn.Sequential(OrderedDict(modules))
+
+
 class Gain(nn.Module):
     """Normalisation over the channels of each pixel, with a gain and no offset.
 
@@ -75,18 +81,12 @@ class Sinusoid(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.half = width // 2
+        self.count = width // 2
 
     def forward(self, t: Tensor) -> Tensor:
-        k = torch.arange(self.half, device=t.device, dtype=t.dtype)
-        angle = t[:, None] * torch.exp(-k * (math.log(10000) / (self.half - 1)))
+        k = torch.arange(self.count, device=t.device, dtype=t.dtype)
+        angle = t[:, None] * torch.exp(-k * (math.log(10000) / (self.count - 1)))
         return torch.cat([angle.sin(), angle.cos()], 1)
-
-
-class _Projection(nn.Module):
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.proj = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
 
 
 class ResBlock(nn.Module):
@@ -95,13 +95,15 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, condition: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(condition, 2 * outputs))
-        self.block1, self.block2 = _Projection(inputs, outputs), _Projection(outputs, outputs)
+        self.block1, self.block2 = (
+            _named(proj=nn.Conv2d(channels, outputs, 3, padding=1, bias=False)) for channels in (inputs, outputs)
+        )
         self.res_conv = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.mlp(condition)[..., None, None].chunk(2, 1)
-        h = F.silu(self.block1.proj(x) * (scale + 1) + shift)
-        return F.silu(self.block2.proj(h)) + self.res_conv(x)
+        h = F.silu(self.block1(x) * (scale + 1) + shift)
+        return F.silu(self.block2(h)) + self.res_conv(x)
 
 
 class LinearAttention(nn.Module):
@@ -132,6 +134,7 @@ class LinearAttention(nn.Module):
 
 
 def _format(x: Tensor) -> torch.memory_format:
+    """The layout in memory that x has, for what is computed from it."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -161,6 +164,8 @@ class Attention(nn.Module):
 
 
 class _GEGLU(nn.Module):
+    """A linear layer whose outputs are gated by as many others: Shazeer, "GLU variants improve transformer", 2020."""
+
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.proj = nn.Linear(width, 2 * outputs)
@@ -170,23 +175,14 @@ class _GEGLU(nn.Module):
         return x * F.gelu(gate)
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        # The identity stands where the published layout has dropout, of rate 0.
-        self.net = nn.Sequential(_GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to one token (if there is content), feed-forward; each on a normalised input."""
 
     def __init__(self, width: int, content: int):
         super().__init__()
         self.attn1 = Attention(width, width)
-        self.ff = _FeedForward(width)
+        # The identity stands where the published layout has dropout, of rate 0.
+        self.ff = _named(net=nn.Sequential(_GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)))
         self.attn2 = Attention(width, content) if content else None
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width) if content else None
@@ -208,8 +204,13 @@ class SpatialTransformer(nn.Module):
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, content)])
         self.proj_out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def token(self, content: Tensor) -> Tensor:
+        """What the content embedding (N, content) adds to every position, (N, channels)."""
+        block = cast(TransformerBlock, self.transformer_blocks[0])
+        return cast(Attention, block.attn2).constant(content)
 
     def forward(self, x: Tensor, token: Tensor | None) -> Tensor:
         n, c, h, w = x.shape
@@ -223,11 +224,15 @@ class Attended(nn.Module):
 
     def __init__(self, function: nn.Module, channels: int):
         super().__init__()
-        self.fn = nn.Module()
-        self.fn.fn, self.fn.norm = function, Gain(channels)
+        self.fn = nn.ModuleDict({"fn": function, "norm": Gain(channels)})
 
     def forward(self, x: Tensor, *token: Tensor | None) -> Tensor:
-        return x + self.fn.fn(self.fn.norm(x), *token)
+        return x + self.fn["fn"](self.fn["norm"](x), *token)
+
+
+def _levels(levels: nn.ModuleList) -> list[nn.ModuleList]:
+    """Each level's two residual blocks, attention, and way to the next level."""
+    return [cast(nn.ModuleList, level) for level in levels]
 
 
 class ConditionalUNet(nn.Module):
@@ -254,15 +259,9 @@ class ConditionalUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        nf: int = 64,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        degradation: int = 512,
-        content: int = 512,
-        half: bool = False,
-        heads: int = 4,
-        scaling: str = "published",
-    ):
+        self, nf: int = 64, ch_mult: Sequence[int] = (1, 2, 4, 8), degradation: int = 512, content: int = 512,
+        half: bool = False, heads: int = 4, scaling: str = "published",
+    ):  # fmt: skip
         super().__init__()
         if nf < 4 or nf % 2 or not ch_mult or min(ch_mult) < 1 or heads < 0:
             raise UserError(
@@ -271,15 +270,10 @@ class ConditionalUNet(nn.Module):
             )
         if scaling not in SCALINGS:
             raise UserError(f"params.yaml: restorer.scaling '{scaling}' is unknown; choose {', '.join(SCALINGS)}")
-        self.size = {
-            "nf": nf,
-            "ch_mult": list(ch_mult),
-            "degradation": degradation,
-            "content": content,
-            "half": half,
-            "heads": heads,
-            "scaling": scaling,
-        }
+        self.config: dict[str, Any] = {
+            "nf": nf, "ch_mult": list(ch_mult), "degradation": degradation, "content": content, "half": half,
+            "heads": heads, "scaling": scaling,
+        }  # fmt: skip
         self.depth, self.balanced = len(ch_mult), scaling == "balanced"
         self.time_width = wide = 4 * nf
         if degradation:
@@ -301,26 +295,19 @@ class ConditionalUNet(nn.Module):
         for level, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             lowest = level == self.depth - 1
             down = nn.Conv2d(a, b, 3, padding=1, bias=False) if lowest else nn.Conv2d(a, b, 4, stride=2, padding=1)
-            up = nn.Conv2d(b, a, 3, padding=1, bias=level > 0)
+            conv = nn.Conv2d(b, a, 3, padding=1, bias=level > 0)
             # The identity keeps the place of the doubling in the published layout.
-            up = nn.Sequential(nn.Identity(), up) if level else up
-            self.downs.append(
-                nn.ModuleList([ResBlock(a, a, wide), ResBlock(a, a, wide), attention(a, lowest), down])
-            )  # fmt: skip
-            self.ups.insert(
-                0, nn.ModuleList([ResBlock(a + b, b, wide), ResBlock(a + b, b, wide), attention(b, lowest), up])
-            )  # fmt: skip
+            up = nn.Sequential(nn.Identity(), conv) if level else conv
+            blocks = [ResBlock(a, a, wide), ResBlock(a, a, wide)]
+            self.downs.append(nn.ModuleList([*blocks, attention(a, lowest), down]))
+            blocks = [ResBlock(a + b, b, wide), ResBlock(a + b, b, wide)]
+            self.ups.insert(0, nn.ModuleList([*blocks, attention(b, lowest), up]))
         self.mid_block1 = ResBlock(b, b, wide)
         self.mid_attn = attention(b, True)
         self.mid_block2 = ResBlock(b, b, wide)
         self.final_up = nn.Conv2d(nf, nf, 3, padding=1) if half else None
         self.final_res_block = ResBlock(2 * nf, nf, wide)
         self.final_conv = nn.Conv2d(nf, 3, 3, padding=1)
-
-    @property
-    def config(self) -> dict:
-        """Arguments that build this network again."""
-        return {**self.size, "ch_mult": list(self.size["ch_mult"])}
 
     @property
     def stride(self) -> int:
@@ -336,17 +323,17 @@ class ConditionalUNet(nn.Module):
         feed-forward, or at half resolution the last block. Measured on a CPU: 694 of 736 bytes for nf 16 with one head
         at half resolution, 943 of 992 (no heads) and 2988 of 3488 (four) at full, 4052 of 4448 for nf 64 with four.
         """
-        heads = self.size["heads"]
-        factors = [1, *self.size["ch_mult"]]
-        widths = [self.size["nf"] * max(pair) for pair in zip(factors[:-1], factors[1:], strict=True)]
+        nf, heads, factors = self.config["nf"], self.config["heads"], [1, *self.config["ch_mult"]]
+        widths = [nf * max(pair) for pair in zip(factors[:-1], factors[1:], strict=True)]
         levels = [max(13 * w, 4 * w + 192 * heads) / 4**level for level, w in enumerate(widths)]
         levels.append(26 * widths[-1] / 4 ** (self.depth - 1))
-        inside = self.size["nf"] + max(levels) / (4 if self.size["half"] else 1)
-        return math.ceil(4 * (24 + max(inside, 10 * self.size["nf"])))
+        inside = nf + max(levels) / (4 if self.config["half"] else 1)
+        return math.ceil(4 * (24 + max(inside, 10 * nf)))
 
     def _transformers(self) -> list[SpatialTransformer]:
         """Those that the content enters, in the order in which they are passed."""
-        return [attended.fn.fn for attended in (self.downs[-1][2], self.mid_attn, self.ups[0][2])]
+        attended = (_levels(self.downs)[-1][2], self.mid_attn, _levels(self.ups)[0][2])
+        return [cast(SpatialTransformer, cast(Attended, module).fn["fn"]) for module in attended]
 
     def prepare(self, context: Context | None) -> Conditioning:
         """What the embeddings contribute to every step, to be computed once for an image.
@@ -360,17 +347,18 @@ class ConditionalUNet(nn.Module):
                 seen an image without content.)
         """
         context = Context() if context is None else context
-        shift, tokens = None, ()
+        shift: Tensor | None = None
+        tokens: tuple[Tensor, ...] = ()
         # In float32: it is next to no work, and every block listens to it.
         with torch.autocast(self.init_conv.weight.device.type, enabled=False):
-            if self.size["degradation"] and context.degradation is not None:
+            if self.config["degradation"] and context.degradation is not None:
                 gate = self.text_mlp(context.degradation.to(self.prompt)).softmax(1)
                 shift = self.prompt_mlp(gate * self.prompt * (self.time_width if self.balanced else 1))
-            if self.size["content"]:
+            if self.config["content"]:
                 if context.content is None:
                     raise ValueError("this restorer was built with a content embedding and must be given one")
                 content = context.content.to(self.init_conv.weight)
-                tokens = tuple(t.transformer_blocks[0].attn2.constant(content) for t in self._transformers())
+                tokens = tuple(transformer.token(content) for transformer in self._transformers())
         return Conditioning(shift, tokens)
 
     def pad(self, x: Tensor) -> Tensor:
@@ -386,8 +374,8 @@ class ConditionalUNet(nn.Module):
         return x
 
     def condition(self, t: Tensor | int | float, conditioning: Conditioning, n: int) -> Tensor:
-        """What every block is scaled and shifted by, (n, time_width): the time, the degradation, the level."""
-        weight = self.time_mlp[1].weight
+        """What scales and shifts every block, (n, time_width): the time, the degradation, the level."""
+        weight = self.init_conv.weight
         with torch.autocast(weight.device.type, enabled=False):  # sin(100) needs more digits than bfloat16's
             time = torch.as_tensor(t, device=weight.device).to(weight.dtype).flatten().expand(n)
             condition = self.time_mlp(time)
@@ -406,27 +394,25 @@ class ConditionalUNet(nn.Module):
             (N, 3, H, W).
         """
         height, width = x.shape[-2:]
-        tokens = iter(conditioning.tokens or (None,) * 3)
+        token_down, token_mid, token_up = conditioning.tokens or (None,) * 3
         condition = self.condition(t, conditioning, len(x))
-        h = self.init_conv(self.pad(torch.cat([x - mu, mu], 1)))
-        first = h
-        if self.init_down is not None:
-            h = self.init_down(h)
+        first = self.init_conv(self.pad(torch.cat([x - mu, mu], 1)))
+        h = first if self.init_down is None else self.init_down(first)
         skips = []
-        for level, (block1, block2, attend, down) in enumerate(self.downs):
+        for level, (block1, block2, attend, down) in enumerate(_levels(self.downs)):
             h = block1(h, condition)
             skips.append(h)
             h = block2(h, condition)
-            h = attend(h, next(tokens)) if level == self.depth - 1 else attend(h)
+            h = attend(h, token_down) if level == self.depth - 1 else attend(h)
             skips.append(h)
             h = down(h)
         h = self.mid_block1(h, condition)
-        h = self.mid_attn(h, next(tokens))
+        h = self.mid_attn(h, token_mid)
         h = self.mid_block2(h, condition)
-        for index, (block1, block2, attend, up) in enumerate(self.ups):
+        for index, (block1, block2, attend, up) in enumerate(_levels(self.ups)):
             h = block1(torch.cat([h, skips.pop()], 1), condition)
             h = block2(torch.cat([h, skips.pop()], 1), condition)
-            h = attend(h, next(tokens)) if index == 0 else attend(h)
+            h = attend(h, token_up) if index == 0 else attend(h)
             if index < self.depth - 1:
                 h = F.interpolate(h, scale_factor=2, mode="nearest")
             h = up(h)

@@ -39,9 +39,9 @@ def caption(image: Tensor, about: str | None) -> str:
         For example "a bright low contrast photo of coffee, mostly brown and white, with fine texture and few edges".
     """
     light = rgb_to_grayscale(image)[0]
-    mean, spread = float(light.mean()), float(light.std())
+    mean, std = float(light.mean()), float(light.std())
     brightness = "dark" if mean < 0.3 else "bright" if mean > 0.6 else "medium bright"
-    contrast = "low" if spread < 0.12 else "high" if spread > 0.24 else "medium"
+    contrast = "low" if std < 0.12 else "high" if std > 0.24 else "medium"
     of = f" of {about or _LEAVES}" if about is not None else ""
     return (
         f"a {brightness} {contrast} contrast photo{of}, mostly {_colours(image)}, "
@@ -51,7 +51,7 @@ def caption(image: Tensor, about: str | None) -> str:
 
 def _colours(image: Tensor) -> str:
     """The names of the one or two most frequent colours, of 64 x 64 places at most."""
-    size = [min(side, 64) for side in image.shape[1:]]
+    size = (min(image.shape[1], 64), min(image.shape[2], 64))
     places = F.adaptive_avg_pool2d(image[None], size)[0].permute(1, 2, 0).reshape(-1, 3).clamp(0, 1)
     hue, saturation, value = torch.from_numpy(rgb_to_hsv(places.numpy())).unbind(1)
     ends = torch.tensor([float(end) for end, _ in _HUES])
@@ -77,9 +77,9 @@ def _texture(light: Tensor) -> str:
 
 def _averaged(light: Tensor, side: int) -> Tensor:
     """(H, W) averaged over squares and put back to its size, (1, 1, H, W)."""
-    return F.interpolate(F.avg_pool2d(light[None, None], side, ceil_mode=True), scale_factor=side)[
-        ..., : light.shape[0], : light.shape[1]
-    ]
+    height, width = light.shape
+    pooled = F.avg_pool2d(light[None, None], side, ceil_mode=True)
+    return F.interpolate(pooled, scale_factor=side)[..., :height, :width]
 
 
 def _edges(light: Tensor) -> str:

@@ -15,35 +15,24 @@ Names in the published layout and here:
 """
 
 import _codecs
-import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from llicm import weights
 from llicm.errors import UserError
-from llicm.files import atomic_path
 from llicm.vlm.clip import make_clip, model_config
 from llicm.vlm.daclip import DACLIP, make_daclip
 
-__all__ = [
-    "check_layout",
-    "clip_from_state",
-    "convert",
-    "daclip_from_state",
-    "load_daclip",
-    "official_names",
-    "read_checkpoint",
-    "read_config",
-    "save_daclip",
-]
-
+T = TypeVar("T")
 # Own prefix -> published prefix; the first that fits counts.
 _PREFIXES = {
     "controller.tower.transformer.": "visual_control.transformer.transformer.",
@@ -55,17 +44,14 @@ _PREFIXES = {
 def _allowed_globals() -> list:
     """What a float64 of numpy, left in the optimizer state by a learning-rate schedule, is pickled with.
 
-    numpy 2 moved `scalar`, while checkpoints name its old place, so both names are given for the one function.
+    numpy 2 moved its function `scalar`, so both of its names are given.
     """
-    try:
-        from numpy._core.multiarray import scalar
-    except ImportError:
-        from numpy.core.multiarray import scalar
+    scalar = np.float64().__reduce__()[0]
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     return [*((scalar, name) for name in names), np.dtype, type(np.dtype("float64")), _codecs.encode]
 
 
-def _load_pickle(path: Path) -> object:
+def _load_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             # Mapped where the format allows it: of 1.7 GB only the weights are then read.
@@ -93,6 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights; check the path")
+    state: Any
     if path.suffix == ".safetensors":
         try:
             state = load_file(path)
@@ -102,11 +89,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         state = _load_pickle(path)
         if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]
-    if not (
-        isinstance(state, Mapping)
-        and state
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
-    ):
+    found = isinstance(state, Mapping) and bool(state)
+    if not found or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"{path}: holds no state dict (names and tensors, bare or under 'state_dict')")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -136,8 +120,7 @@ def check_layout(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], 
         ],
         "not floating-point": [n for n in shapes if n in state and not state[n].is_floating_point()],
     }
-    found = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
-    if found:
+    if found := [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]:
         raise UserError(f"{source}: these weights do not fit the model ({'; '.join(found)})")
 
 
@@ -169,7 +152,7 @@ def _own_state(state: Mapping[str, Tensor], model: DACLIP, source: str | Path) -
     return {target: state[name] for name, target in names.items()}
 
 
-def _build(make, config: dict):
+def without_drawing(make: Callable[[dict], T], config: dict) -> T:
     """Make a model whose weights are about to be replaced, without drawing from the caller's random numbers."""
     with torch.random.fork_rng(devices=[]):
         return make(config)
@@ -188,7 +171,7 @@ def daclip_from_state(state: Mapping[str, Tensor], config: dict, source: str | P
     Raises:
         UserError: a name or shape does not fit, or a duplicate differs.
     """
-    model = _build(make_daclip, config)
+    model = without_drawing(make_daclip, config)
     model.load_state_dict(_own_state(state, model, source))
     return model.eval()
 
@@ -198,41 +181,38 @@ def clip_from_state(state: Mapping[str, Tensor], config: dict, source: str | Pat
 
     Args, Raises: as `daclip_from_state`, for open_clip's layout.
     """
-    clip = _build(make_clip, config)
+    clip = without_drawing(make_clip, config)
     check_layout(state, {name: value.shape for name, value in clip.state_dict().items()}, source)
     clip.load_state_dict(state)
-    return _build(lambda config: DACLIP(clip, config), config).eval()
+    return without_drawing(lambda config: DACLIP(clip, config), config).eval()
 
 
-def _write(state: Mapping[str, Tensor], config: dict, path: Path) -> None:
-    """Write safetensors atomically: the file appears whole or not at all."""
+def write_checkpoint(target: str | Path, state: Mapping[str, Tensor], config: dict) -> None:
+    """Write weights where the user says, as `llicm.weights.write` does.
+
+    Raises:
+        UserError: the target has another suffix than .safetensors, or cannot be written.
+    """
+    if Path(target).suffix != ".safetensors":
+        raise UserError(f"{target}: the file to write must have the suffix .safetensors")
     try:
-        # Copies, for safetensors refuses tensors that share memory. One key of metadata, for stable bytes.
-        state = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
-        }
-        with atomic_path(path) as temporary:
-            save_file(state, temporary, metadata={"config": json.dumps(config, sort_keys=True)})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written ({error})") from None
+        # Copies, for safetensors refuses tensors that share memory.
+        weights.write(target, {name: value.detach().clone() for name, value in state.items()}, config)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error})") from None
 
 
 def save_daclip(model: DACLIP, path: str | Path) -> None:
-    """Write DA-CLIP as safetensors with its configuration, atomically; creates parent folders.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    _write(model.state_dict(), model.config, Path(path))
+    """Write DA-CLIP with its configuration. Raises: as `write_checkpoint`."""
+    write_checkpoint(path, model.state_dict(), model.config)
 
 
 def read_config(path: str | Path) -> dict | None:
     """The open_clip configuration in a file written by `save_daclip` or `convert`; None if it is no such file."""
     try:
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["config"])
+        _, config = weights.read(path)
         return config["clip"] if config["name"] == "daclip" else None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (UserError, KeyError, TypeError):
         return None
 
 
@@ -245,7 +225,7 @@ def load_daclip(path: str | Path) -> DACLIP:
     state, config = read_checkpoint(path), read_config(path)
     if config is None:
         raise UserError(f"{path}: no DA-CLIP of this project; make it with `llicm vlm convert`")
-    model = _build(make_daclip, config)
+    model = without_drawing(make_daclip, config)
     check_layout(state, {name: value.shape for name, value in model.state_dict().items()}, path)
     model.load_state_dict(state)
     return model.eval()
@@ -263,10 +243,7 @@ def convert(source: str | Path, target: str | Path, model: str = "ViT-B-32") -> 
         UserError: see `read_checkpoint`, `check_layout`, `model_config`; or the target has another suffix or cannot be
             written.
     """
-    target = Path(target)
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target}: the file to write must have the suffix .safetensors")
     state, config = read_checkpoint(source), model_config(model)
     with torch.device("meta"):  # for the layout alone: no memory, no random numbers
         layout = make_daclip(config)
-    _write(_own_state(state, layout, source), layout.config, target)
+    write_checkpoint(target, _own_state(state, layout, source), layout.config)

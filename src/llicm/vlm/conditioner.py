@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guide: CLIP and its controller look at a decoded image X̂ and say how to restore it.
+"""The conditioner: CLIP and its controller look at a decoded image X̂ and say how to restore it.
 
-The decoder has X̂ and so sees what the guide sees: nothing is sent for it. A user who knows better names the
-degradation in words instead.
+The decoder has X̂ and so sees what the conditioner sees: nothing is sent for it. A user who knows better gives a hint,
+the degradation in words, instead.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llicm import weights
 from llicm.errors import UserError
-from llicm.files import write_atomically
-from llicm.vlm.checkpoint import load_daclip, save_daclip
-from llicm.vlm.clip import WORDS, preprocess, tokenize
+from llicm.vlm.checkpoint import check_layout, load_daclip, without_drawing
+from llicm.vlm.clip import WORDS, degradation_text, preprocess, tokenize
 from llicm.vlm.context import Context
-from llicm.vlm.daclip import DACLIP
-
-__all__ = ["VIEWS", "Guide", "Oracle", "guide_for", "load_guide", "save_guide", "windows"]
+from llicm.vlm.daclip import DACLIP, make_daclip
 
 VIEWS = ("whole", "windows")
-_MOST = 3  # windows along a side
+_MAX_WINDOWS = 3  # along a side
+_WITHOUT_TEXT = ("clip.visual.", "clip.logit_scale", "controller.", "logit_scale")  # all weights but the text tower's
 
 
 def windows(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -35,7 +36,7 @@ def windows(image: Tensor, size: tuple[int, int]) -> Tensor:
         return image[None]
     corners = []
     for side, part in zip(image.shape[1:], size, strict=True):
-        count = min(-(-side // part), _MOST)
+        count = min(-(-side // part), _MAX_WINDOWS)
         corners.append([round(i * (side - part) / max(count - 1, 1)) for i in range(count)])
     h, w = size
     return torch.stack([image[:, top : top + h, left : left + w] for top in corners[0] for left in corners[1]])
@@ -48,8 +49,8 @@ class Conditioner(nn.Module):
         model: the DA-CLIP.
         view: "whole" for CLIP's own way, the image reduced to the size that the towers take (as in DA-CLIP);
             "windows" for the mean embedding of windows in full resolution, which keeps fine traces such as noise.
-        vocabulary: texts with their embeddings (width,), for a model that comes without its text tower: then no other
-            text will do.
+        vocabulary: texts with their embeddings (width,), for a model that comes without its text tower; it then takes
+            no other text.
 
     Raises:
         UserError: no such view.
@@ -66,14 +67,14 @@ class Conditioner(nn.Module):
     @property
     def width(self) -> int:
         """Length of an embedding."""
-        return self.model.clip.visual.proj.shape[1]
+        return self.model.clip_config["embed_dim"]
 
     @torch.no_grad()
     def forward(self, decoded: Tensor, hints: Sequence[str | None] | None = None) -> Context:
         """Context of X̂ (N, 3, H, W) in [0, 1], each embedding (N, width). No gradient passes.
 
         Args:
-            told: for each image the degradation in words, whose embedding then replaces that of the image, or None.
+            hints: for each image the degradation in words, whose embedding then replaces that of the image, or None.
         """
         size = self.model.image_size
         if self.view == "whole" or (decoded.shape[2], decoded.shape[3]) == size:
@@ -92,9 +93,9 @@ class Conditioner(nn.Module):
                 for embedding in (content, degradation)
             )
         if hints is not None and any(hints):
-            rows = [row for row, text in enumerate(hints) if text]
+            given = {row: text for row, text in enumerate(hints) if text}
             degradation = degradation.clone()
-            degradation[rows] = self.text([hints[row] for row in rows]).to(degradation)
+            degradation[list(given)] = self.text(given.values()).to(degradation)
         return Context(degradation, content)
 
     @torch.no_grad()
@@ -124,10 +125,10 @@ class Conditioner(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Knows the degradation because it is told: the bound of what recognition can give, for comparison.
+    """Gets the degradation as a hint: the bound of what recognition can give, for comparison.
 
     Args:
-        words: what it can be told, alone or several joined by ", ".
+        words: of which hints consist, one or several joined by ", ".
     """
 
     def __init__(self, words: Sequence[str]):
@@ -135,65 +136,94 @@ class Oracle(nn.Module):
         self.words = list(words)
 
     def forward(self, decoded: Tensor, hints: Sequence[str | None] | None = None) -> Context:
-        """Context with `degradation` (N, len(words)), 1 for each word that is told.
+        """Context with `degradation` (N, len(words)), 1 for each word of the hint.
 
         Raises:
-            ValueError: it was not told, or a word that it does not know.
+            ValueError: an image has no hint, or one with a word that the oracle does not know.
         """
-        if hints is None or not all(hints):
-            raise ValueError("an oracle must be told the degradation of every image")
-        rows = [[self.words.index(word) for word in text.split(", ")] for text in hints]
-        degradation = decoded.new_zeros(len(rows), len(self.words))
-        for row, found in enumerate(rows):
-            degradation[row, found] = 1
+        degradation = decoded.new_zeros(len(decoded), len(self.words))
+        for row, text in zip(degradation, hints or [None] * len(decoded), strict=True):
+            if not text:
+                raise ValueError("an oracle needs a hint for every image")
+            row[[self.words.index(word) for word in text.split(", ")]] = 1
         return Context(degradation)
 
 
-def conditioner_for(restorer: nn.Module | None, folder: Path) -> "Guide | Oracle | None":
-    """What steers this restorer: nothing, an oracle, or the guide in `folder` (see `load_guide`).
+def conditioner_for(restorer: nn.Module | None, folder: Path) -> Conditioner | Oracle | None:
+    """What steers this restorer: nothing, an oracle, or the conditioner in `folder`.
 
     Raises:
-        UserError: see `load_guide`; or the guide's embeddings have another length than the restorer was trained with.
+        UserError: see `load_conditioner`; or its embeddings have another length than the restorer was trained with.
     """
-    context = None if restorer is None else restorer.config.get("context")
+    config: Any = {} if restorer is None else restorer.config
+    context = config.get("context")
     if not context:
         return None
     if "words" in context:
         return Oracle(context["words"])
     conditioner = load_conditioner(folder)
     if any(length not in (0, conditioner.width) for length in context.values()):
-        raise UserError(f"{folder}: this model's embeddings have {guide.width} numbers, the restorer wants {context}")
+        raise UserError(
+            f"{folder}: this model's embeddings have {conditioner.width} numbers, the restorer wants {context}"
+        )
     return conditioner
 
 
-def save_conditioner(conditioner: Conditioner, folder: Path) -> None:
-    """Write the model and how it looks at images into a folder, for `load_guide`.
+def conditioner_state(conditioner: Conditioner) -> tuple[dict[str, Tensor], dict]:
+    """Weights, in half precision, and configuration of a conditioner without its text tower.
+
+    That is nine tenths of a small model; the embeddings of all degradation words and pairs of them take its place.
+    """
+    texts = [degradation_text(pair) for pair in itertools.combinations_with_replacement(WORDS, 2)]
+    model = conditioner.model
+    state = weights.halve(model, {n: v for n, v in model.state_dict().items() if n.startswith(_WITHOUT_TEXT)})
+    config = {"view": conditioner.view, "clip": model.clip_config, "words": texts}
+    return state | {"words": conditioner.text(texts)}, config
+
+
+def conditioner_from(state: dict[str, Tensor], config: dict, source: str | Path = "conditioner") -> Conditioner:
+    """The conditioner of these weights, with a text tower unless the configuration has `words`, in eval mode.
+
+    Args:
+        source: what messages call the weights.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the weights do not fit the configuration.
+    """
+    model, texts = without_drawing(make_daclip, config["clip"]), config.get("words")
+    shapes = {n: v.shape for n, v in model.state_dict().items() if texts is None or n.startswith(_WITHOUT_TEXT)}
+    if texts is not None:
+        shapes["words"] = torch.Size([len(texts), config["clip"]["embed_dim"]])
+    check_layout(state, shapes, source)
+    model.load_state_dict({name: value for name, value in state.items() if name != "words"}, strict=texts is None)
+    return Conditioner(model, config["view"], None if texts is None else dict(zip(texts, state["words"], strict=True)))
+
+
+def save_conditioner(conditioner: Conditioner, folder: Path) -> None:
+    """Write the model and how it looks at images into a folder, for `load_conditioner`.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     if conditioner.closed:
-        from llicm.framework import LLICM
-        from llicm.model import save_model
-
-        save_model(LLICM(None, None, conditioner), Path(folder) / "guide.safetensors")
-        return
-    save_daclip(conditioner.model, Path(folder) / "daclip.safetensors")
-    write_atomically(Path(folder) / "guide.json", (json.dumps({"view": conditioner.view}) + "\n").encode())
+        state, config = conditioner_state(conditioner)
+    else:
+        state = conditioner.model.state_dict()
+        config = {"view": conditioner.view, "clip": conditioner.model.clip_config}
+    weights.write(Path(folder) / "conditioner.safetensors", state, config)
 
 
 def load_conditioner(folder: Path) -> Conditioner:
-    """The guide that the stage `vlm` has written into a folder.
+    """The conditioner that the stage `vlm` has written into a folder.
 
     Raises:
         UserError: it is not there or cannot be read.
     """
-    closed = Path(folder) / "guide.safetensors"  # without a text tower
-    if closed.is_file():
-        from llicm.model import load_model
-
-        return load_model(closed).conditioner
-    path = Path(folder) / "guide.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro` (or `dvc pull`) to make the vision-language model")
-    return Conditioner(load_daclip(Path(folder) / "daclip.safetensors"), json.loads(path.read_text())["view"])
+    folder = Path(folder)
+    if (path := folder / "guide.json").is_file():  # three names of the first edition
+        return Conditioner(load_daclip(folder / "daclip.safetensors"), json.loads(path.read_text())["view"])
+    if (path := folder / "guide.safetensors").is_file():
+        state, config = weights.read(path)
+        return conditioner_from({n.removeprefix("guide."): v for n, v in state.items()}, config["guide"], path)
+    path = folder / "conditioner.safetensors"
+    return conditioner_from(*weights.read(path), path)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Context"]
+__all__ = ["Context", "embedding_lengths"]
 
 
 class Context(NamedTuple):
@@ -19,3 +19,17 @@ class Context(NamedTuple):
 
     degradation: Tensor | None = None
     content: Tensor | None = None
+
+
+def embedding_lengths(context: dict | None) -> dict[str, int]:
+    """Length of each embedding of `Context`, 0 for one that a restorer does without.
+
+    Args:
+        context: what steers the restorer, as its configuration has it: {"degradation": D, "content": C} for a
+            vision-language model, {"words": [...]} for an oracle that names the degradation among these words, None
+            for nothing.
+    """
+    lengths = context or {}
+    if "words" in lengths:
+        lengths = {"degradation": len(lengths["words"])}
+    return {name: lengths.get(name) or 0 for name in Context._fields}

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
+import open_clip
 import torch.nn as nn
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
@@ -67,9 +67,8 @@ class Controller(nn.Module):
         self.tower = copy.deepcopy(visual)
         width = visual.transformer.width
         self.zero = nn.ModuleList(nn.Linear(width, width) for _ in visual.transformer.resblocks)
-        for module in self.zero:
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        for parameter in self.zero.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Preprocessed images (N, 3, S, S) to the degradation embedding (N, embed_dim), not normalised, and the
@@ -93,7 +92,7 @@ class DACLIP(nn.Module):
         UserError: CLIP's vision tower is no VisionTransformer of open_clip.
     """
 
-    def __init__(self, clip: nn.Module, config: dict):
+    def __init__(self, clip: open_clip.CLIP, config: dict):
         super().__init__()
         if not isinstance(clip.visual, VisionTransformer):
             raise UserError(f"DA-CLIP needs open_clip's VisionTransformer, not {type(clip.visual).__name__}")
@@ -121,7 +120,8 @@ class DACLIP(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that the towers take: the `size` of `llicm.vlm.clip.preprocess`."""
-        return tuple(self.clip.visual.image_size)
+        height, width = self.clip.visual.image_size
+        return height, width
 
     def encode_image(
         self, image: Tensor, control: bool = False, normalize: bool = False
@@ -140,12 +140,12 @@ class DACLIP(nn.Module):
             degradation, hiddens = self.controller(image)
             with _after_blocks(self.clip.visual, lambda index, output: output + hiddens[-1 - index]):
                 content = _embed(self.clip.visual, image)
-            features = (content, degradation)
+            features = [content, degradation]
         else:
-            features = (_embed(self.clip.visual, image),)
+            features = [_embed(self.clip.visual, image)]
         if normalize:
-            features = tuple(F.normalize(feature, dim=-1) for feature in features)
-        return features if control else features[0]
+            features = [F.normalize(feature, dim=-1) for feature in features]
+        return (features[0], features[1]) if control else features[0]
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Embed tokens (N, context_length), int64, by CLIP's text tower: (N, embed_dim), of length 1 if asked."""
@@ -177,28 +177,6 @@ class DACLIP(nn.Module):
             output["text_features"], output["text_degra_features"] = both.unbind(1)
         output["logit_scale"] = self.logit_scale.exp()
         return output
-
-    def classify(self, image: Tensor, words: Tensor, scale: float = 100.0) -> Tensor:
-        """Probability of each degradation word: softmax(scale · cosine(degradation embedding, word embedding)).
-
-        Args:
-            image: (N, 3, S, S), preprocessed.
-            words: tokens (K, context_length), int64, of the words; or their embeddings (K, embed_dim) of length 1,
-                which saves the text tower's work when there are many batches.
-            scale: factor of the logits; CLIP's upper bound by default, as in DA-CLIP's evaluation.
-
-        Returns:
-            (N, K), rows sum to 1.
-        """
-        if not words.is_floating_point():
-            words = self.encode_text(words, normalize=True)
-        degradation, _ = self.controller(image)
-        return (scale * F.normalize(degradation, dim=-1) @ words.T).softmax(-1)
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep the factor of the logits in [1, 100]; to be called after each training step, as CLIP does."""
-        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def make_daclip(config: dict) -> DACLIP:

@@ -35,6 +35,7 @@ def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, label
         The loss in nats, a scalar >= 0.
     """
     logits = scale * first @ second.T
+    floor: Tensor | float
     if labels is None:
         target, floor = torch.arange(len(logits), device=logits.device), 0.0
     else:

@@ -7,22 +7,26 @@ back the content of the clean crop (CLIP's embedding against the clean crop's ca
 DA-CLIP (Luo et al., ICLR 2024, section 3), at a size that takes minutes on a CPU.
 """
 
+import functools
 import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from llicm.codec.conventional import CONVENTIONAL
-from llicm.codec.mean_scale import STRIDE
 from llicm.data.stream import Batch, PairStream
 from llicm.degradations import CLEAN
 from llicm.errors import UserError
+from llicm.registry import Codec
 from llicm.transforms import OPPONENT, cosines
 from llicm.vlm.captions import caption, subject
 from llicm.vlm.clip import WORDS, degradation_text, make_clip, preprocess, tokenize
@@ -48,7 +52,7 @@ def mini_config(
     }  # fmt: skip
 
 
-def start_from_cosines(visual: nn.Module, images: Tensor) -> None:
+def start_from_cosines(visual: VisionTransformer, images: Tensor) -> None:
     """Let a vision tower's patch embedding start as the lowest frequencies of the patches' cosine transform.
 
     Each is scaled to unit variance, as it is over `images` (N, 3, H, W, preprocessed), so that a faint high frequency,
@@ -68,13 +72,14 @@ def start_from_cosines(visual: nn.Module, images: Tensor) -> None:
         visual.conv1.weight[: len(weight)] = weight / deviation[:, None, None, None]
 
 
-def compressed(images: Tensor, codec: nn.Module | None, generator: Generator) -> Tensor:
-    """Images (N, 3, H, W) in [0, 1] as a decoder would see them: three in ten as they are, one in ten through WebP at
-    qualities 5 to 80, the others through the learned codec at levels of its whole range, the lower the more often:
-    there the traces of a degradation are the faintest.
+def compressed(images: Tensor, codec: Codec | None, generator: Generator) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] as a decoder would see them.
+
+    Three in ten stay as they are, one in ten goes through WebP at qualities 5 to 80, the others through the learned
+    codec at levels of its whole range, low ones more often, for there the traces of a degradation are the faintest.
 
     Args:
-        codec: in eval mode; None to have WebP do its part.
+        codec: in eval mode; without one WebP does its part.
     """
     u = torch.rand(len(images), 2, generator=generator)
     out = images.clone()
@@ -83,18 +88,18 @@ def compressed(images: Tensor, codec: nn.Module | None, generator: Generator) ->
     for row in others.nonzero().flatten().tolist():
         out[row] = webp.decode(webp.encode(images[row], 5 + int(75 * u[row, 1])))
     rows = (u[:, 0] >= 0.3) & ~others
-    if rows.any():
+    if codec is not None and rows.any():
         with torch.no_grad():
             height, width = images.shape[2:]
-            padded = F.pad(images[rows], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-            decoded = codec(padded, u[rows, 1].square() * (codec.levels - 1))["x_hat"]
+            padded = F.pad(images[rows], (0, -width % codec.stride, 0, -height % codec.stride), mode="replicate")
+            decoded = codec.forward(padded, u[rows, 1].square() * (codec.levels - 1))["x_hat"]
             out[rows] = decoded[..., :height, :width].clamp(0, 1)
     return out
 
 
 def train_mini(
     photos: dict[str, Tensor], tasks: Sequence[str], *, mini: dict, data: dict, steps: Sequence[int], batch: int,
-    lr: float, severity: Sequence[float], mixed: float, codec: nn.Module | None, seed: int, checkpoint=None,
+    lr: float, severity: tuple[float, float], mixed: float, codec: Codec | None, seed: int, checkpoint: Any = None,
     checkpoint_every: int = 0, log_every: int = 20,
 ) -> tuple[DACLIP, list[dict]]:  # fmt: skip
     """Train CLIP, then the controller; returns the DA-CLIP in eval mode and the log.
@@ -105,8 +110,8 @@ def train_mini(
         mini: see `mini_config`. data: group of params.yaml (dead leaves). steps: updates of CLIP and of the controller.
         batch: crops per update. lr: peak learning rate of AdamW. severity: (low, high) of training degradations.
         mixed: share of crops with two degradations. codec: see `compressed`.
-        checkpoint: see `llicm.pipeline.checkpoint`; None to go without. checkpoint_every, log_every: in updates, the former
-            a multiple of the latter.
+        checkpoint: see `llicm.pipeline.checkpoint`; None to go without.
+        checkpoint_every, log_every: in updates, the former a multiple of the latter.
 
     Returns:
         The model, and a row per `log_every` updates, means over them: `phase`, `step`, `content` loss in nats, and for
@@ -116,60 +121,73 @@ def train_mini(
         UserError: training diverged.
     """
     torch.manual_seed(seed)
-    config = mini_config(**mini)
-    subjects = [subject(name) for name in photos]
-    sources, size = list(photos.values()), mini["image_size"]
-    rest = (seed, data["dead_leaves_share"], tuple(severity), data["pool"], data["refresh"])
-    extra = batch // 3
-    clean = PairStream(sources, [CLEAN], size, batch, *rest)
-    every = PairStream(sources, WORDS, size, batch - extra, *rest, mixed=mixed)
-    # another seed: other crops than those of `every`
-    chosen = PairStream(sources, tasks, size, extra, seed + 1, *rest[1:], mixed=mixed) if extra else None
-    clip_batch, controller_batch = clean.batch, lambda step: _joined(every, chosen, step)
-    saved = checkpoint.load() if checkpoint is not None else None
-    rows = json.loads(saved["rows"]) if saved else []
-    model = make_clip(config)
-    start_from_cosines(model.visual, preprocess(clean.batch(0).ideal, model.visual.image_size))
-    measure = _clip_step
-    for phase, make_batch in enumerate((clip_batch, controller_batch)):
-        if phase == 1:  # the controller starts as a copy of the CLIP that has just been trained
-            model = DACLIP(model, config)
-        if saved and phase < saved["phase"]:
-            continue
-        optimizers = _optimizers(model, lr)
-        schedules = [_schedule(optimizer, steps[phase]) for optimizer in optimizers]
-        first, window = 0, []
-        if saved and phase == saved["phase"]:
-            model.load_state_dict(saved["model"])
-            for part, state in zip((*optimizers, *schedules), saved["parts"], strict=True):
-                part.load_state_dict(state)
-            first = saved["step"]
-        if phase == 1:
-            measure = _ControllerStep(model)
-        model.train()
-        for step in range(first, steps[phase]):
-            batch_, generator = make_batch(step), Generator().manual_seed(seed * 1_000_003 + step)
-            row = measure(model, batch_, subjects, codec, generator, step)
-            row.pop("loss").backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-            window.append(row)
-            if (step + 1) % log_every == 0 or step + 1 == steps[phase]:
-                rows.append({"phase": ("clip", "controller")[phase], "step": step + 1} | _mean(window))
-                window = []
-                print(json.dumps(rows[-1]), file=sys.stderr)
-            if checkpoint is not None and checkpoint_every and (step + 1) % checkpoint_every == 0:
-                state = {"phase": phase, "step": step + 1, "rows": json.dumps(rows), "model": model.state_dict()}
-                checkpoint.save(state | {"parts": [part.state_dict() for part in (*optimizers, *schedules)]})
+    config, size, subjects = mini_config(**mini), mini["image_size"], [subject(name) for name in photos]
+
+    def stream(words: Sequence[str], rows: int, seed: int, mixed: float = 0.0) -> PairStream:
+        leaves = data["dead_leaves_share"], data["pool"], data["refresh"]
+        return PairStream(list(photos.values()), words, size, rows, seed, leaves[0], severity, *leaves[1:], mixed=mixed)
+
+    clean, extra = stream([CLEAN], batch, seed), batch // 3
+    every = stream(WORDS, batch - extra, seed, mixed)
+    chosen = stream(tasks, extra, seed + 1, mixed) if extra else None  # another seed: other crops than those of `every`
+    clip = make_clip(config)
+    start_from_cosines(clip.visual, preprocess(clean.batch(0).ideal, clip.visual.image_size))
+    training = _Training(lr, seed, checkpoint, checkpoint_every, log_every)
+    training.run("clip", clip, steps[0], clean.batch, _ClipLosses(clip, subjects))
+    model = DACLIP(clip, config)  # the controller starts as a copy of the CLIP that has just been trained
+    losses = _ControllerLosses(model, subjects, codec)
+    training.run("controller", model, steps[1], lambda step: _joined(every, chosen, step), losses)
     with torch.no_grad():  # to what a file in half precision holds, as with codecs and restorers
         for value in model.parameters():
             value.copy_(value.half().float())
-    return model.eval(), rows
+    return model.eval(), training.rows
+
+
+class _Training:
+    """Trains the models of one phase after the other; resumes from a checkpoint, and keeps the log of all phases."""
+
+    PHASES = ("clip", "controller")
+
+    def __init__(self, lr: float, seed: int, checkpoint: Any, checkpoint_every: int, log_every: int):
+        self.lr, self.seed, self.log_every = lr, seed, log_every
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.saved = None if checkpoint is None else checkpoint.load()
+        self.rows: list[dict] = json.loads(self.saved["rows"]) if self.saved else []
+
+    def run(
+        self, name: str, model: open_clip.CLIP | DACLIP, steps: int, batches: Callable[[int], Batch],
+        losses: Callable[[Batch, Generator, int], dict],
+    ) -> None:  # fmt: skip
+        """One phase: `losses` of a batch, a generator and the step gives `loss` and numbers for the log."""
+        phase, first = self.PHASES.index(name), 0
+        if self.saved and phase < self.saved["phase"]:
+            return
+        optimizers = _optimizers(model, self.lr)
+        parts: list[Any] = [*optimizers, *(_schedule(optimizer, steps) for optimizer in optimizers)]
+        if self.saved and phase == self.saved["phase"]:
+            first = self.saved["step"]
+            model.load_state_dict(self.saved["model"])
+            for part, state in zip(parts, self.saved["parts"], strict=True):
+                part.load_state_dict(state)
+        model.train()
+        window = []
+        for step in range(first, steps):
+            row = losses(batches(step), Generator().manual_seed(self.seed * 1_000_003 + step), step)
+            row.pop("loss").backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for part in parts:  # the optimizers, then their schedules
+                part.step()
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            window.append(row)
+            if (step + 1) % self.log_every == 0 or step + 1 == steps:
+                self.rows.append({"phase": name, "step": step + 1} | _mean(window))
+                window = []
+                print(json.dumps(self.rows[-1]), file=sys.stderr)
+            if self.checkpoint is not None and self.checkpoint_every and (step + 1) % self.checkpoint_every == 0:
+                state = {"phase": phase, "step": step + 1, "rows": json.dumps(self.rows), "model": model.state_dict()}
+                self.checkpoint.save(state | {"parts": [part.state_dict() for part in parts]})
 
 
 def _joined(every: PairStream, chosen: PairStream | None, step: int) -> Batch:
@@ -183,37 +201,46 @@ def _joined(every: PairStream, chosen: PairStream | None, step: int) -> Batch:
     return Batch(*(torch.cat(parts) for parts in zip(batch, extra, strict=True)))
 
 
-def _clip_step(clip: nn.Module, batch: Batch, subjects: list[str | None], codec, generator, step: int) -> dict:
-    tokens = tokenize(_captions(batch, subjects), {"text_cfg": {"context_length": clip.context_length}})
-    image = F.normalize(clip.encode_image(preprocess(batch.ideal, clip.visual.image_size)), dim=-1)
-    text = F.normalize(clip.encode_text(tokens), dim=-1)
-    loss = contrastive_loss(image, text, clip.logit_scale.exp(), text_labels(tokens))
-    return {"loss": loss, "content": float(loss.detach())}
+class _ClipLosses:
+    """Images against their captions."""
+
+    def __init__(self, clip: open_clip.CLIP, subjects: list[str | None]):
+        self.clip, self.subjects = clip, subjects
+
+    def __call__(self, batch: Batch, generator: Generator, step: int) -> dict:
+        clip = self.clip
+        tokens = tokenize(_captions(batch, self.subjects), {"text_cfg": {"context_length": clip.context_length}})
+        image = F.normalize(clip.encode_image(preprocess(batch.ideal, clip.visual.image_size)), dim=-1)
+        text = F.normalize(clip.encode_text(tokens), dim=-1)
+        loss = contrastive_loss(image, text, clip.logit_scale.exp(), text_labels(tokens))
+        return {"loss": loss, "content": float(loss.detach())}
 
 
-class _ControllerStep:
+class _ControllerLosses:
     """Both losses at every second step, that of the degradation alone at the others: it is the harder one to learn, and
-    the content costs half of the time. The text tower is frozen, so what it says of the words is asked for once."""
+    the content costs half of the time."""
 
-    def __init__(self, model: DACLIP):
+    def __init__(self, model: DACLIP, subjects: list[str | None], codec: Codec | None):
+        self.model, self.subjects, self.codec = model, subjects, codec
+
+    @functools.cached_property
+    @torch.no_grad()
+    def texts(self) -> dict[str, Tensor]:
+        """Embeddings of the words and their pairs, once: the text tower is frozen."""
         texts = [degradation_text(pair) for pair in itertools.combinations_with_replacement(WORDS, 2)]
-        with torch.no_grad():
-            known = model.encode_text(tokenize(texts, model.clip_config), normalize=True)
-        self.known = dict(zip(texts, known, strict=True))
-        self.words = torch.stack([self.known[word] for word in WORDS])
+        known = self.model.encode_text(tokenize(texts, self.model.clip_config), normalize=True)
+        return dict(zip(texts, known, strict=True))
 
-    def __call__(
-        self, model: DACLIP, batch: Batch, subjects: list[str | None], codec: nn.Module | None, generator: Generator,
-        step: int,
-    ) -> dict:  # fmt: skip
-        image = preprocess(compressed(batch.degraded, codec, generator), model.image_size)
+    def __call__(self, batch: Batch, generator: Generator, step: int) -> dict:
+        model = self.model
+        image = preprocess(compressed(batch.degraded, self.codec, generator), model.image_size)
         pairs = zip(batch.task.tolist(), batch.second.tolist(), strict=True)
         texts = [degradation_text(WORDS[i] for i in pair if i >= 0) for pair in pairs]
         labels = torch.tensor([texts.index(text) for text in texts])
-        features = {"text_degra_features": torch.stack([self.known[text] for text in texts])}
+        features = {"text_degra_features": torch.stack([self.texts[text] for text in texts])}
         scale = model.logit_scale.exp()
         if step % 2:
-            captions = tokenize(_captions(batch, subjects), model.clip_config)
+            captions = tokenize(_captions(batch, self.subjects), model.clip_config)
             names = ("image_features", "image_degra_features")
             features |= zip(names, model.encode_image(image, control=True, normalize=True), strict=True)
             features |= {"text_features": model.encode_text(captions, normalize=True), "logit_scale": scale}
@@ -222,7 +249,8 @@ class _ControllerStep:
         else:
             degradation = F.normalize(model.controller.tower(image), dim=-1)
             losses = {"degradation": contrastive_loss(degradation, features["text_degra_features"], scale, labels)}
-        right = ((degradation.detach() @ self.words.T).argmax(1) == batch.task)[batch.second < 0].float()
+        words = torch.stack([self.texts[word] for word in WORDS])
+        right = ((degradation.detach() @ words.T).argmax(1) == batch.task)[batch.second < 0].float()
         return {"loss": sum(losses.values()), "accuracy": float(right.mean())} | {
             name: float(loss.detach()) for name, loss in losses.items()
         }

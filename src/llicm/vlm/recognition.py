@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the guide recognises degradations in decoded images it has never seen."""
+"""How well the conditioner recognises degradations in decoded images it has never seen."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from llicm.degradations import CLEAN, degrade
+from llicm.registry import Codec
 from llicm.vlm.clip import WORDS
 from llicm.vlm.conditioner import Conditioner
 
-__all__ = ["accuracy", "recognise_all", "tiles"]
+__all__ = ["accuracies", "accuracy", "recognise_all", "tiles"]
 
 
 def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
@@ -32,10 +33,10 @@ def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def recognise_all(
-    conditioner: Conditioner, photos: Mapping[str, Tensor], tasks: Sequence[str], codec: nn.Module | None, *, side: int,
+    conditioner: Conditioner, photos: Mapping[str, Tensor], tasks: Sequence[str], codec: Codec | None, *, side: int,
     severities: Sequence[float], levels: Sequence[float], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Ask the guide for the degradation of every photo, at every severity and level of compression.
+    """Ask the conditioner for the degradation of every photo, at every severity and level of compression.
 
     Args:
         photos: clean (3, H, W) by name; cut into `tiles` of `side`.
@@ -54,10 +55,10 @@ def recognise_all(
         for severity in severities:
             for name, piece in pieces.items():
                 x = piece[None] if word == CLEAN else degrade(word, piece[None], severity, generator)
-                for level in (math.nan, *(levels if codec is not None else ())):
-                    decoded = x
-                    if not math.isnan(level):
-                        decoded = codec.decode(codec.encode(x[0], float(level)))[0][None]
+                seen = [(math.nan, x)]
+                if codec is not None:
+                    seen += [(v, codec.decompress(codec.compress(x[0], float(v)))[0][None]) for v in levels]
+                for level, decoded in seen:
                     likely = conditioner.recognise(decoded)[0]
                     guess, among = WORDS[int(likely.argmax())], max(tasks, key=lambda w: likely[WORDS.index(w)])
                     rows.append({
@@ -72,3 +73,14 @@ def accuracy(table: pd.DataFrame, words: Sequence[str]) -> dict[str, float]:
     of = table[table["word"].isin(words)]
     right = (of["word"] == of["guess"]).groupby(of["level"].fillna(-1.0)).mean()
     return {"none" if level < 0 else f"{level:g}": float(value) for level, value in right.items()}
+
+
+def accuracies(table: pd.DataFrame, tasks: Sequence[str]) -> dict:
+    """The numbers of results/vlm/recognition.json: accuracies by level, of a table of `recognise_all`."""
+    among_tasks = table[table["word"].isin(tasks)].assign(guess=lambda rows: rows["guess_of_tasks"])
+    return {
+        "accuracy_of_all_words": accuracy(table, WORDS),
+        "accuracy_of_tasks": accuracy(table, tasks),
+        "accuracy_of_tasks_among_tasks": accuracy(among_tasks, tasks),
+        "images_per_level": int(len(table) / table["level"].nunique(dropna=False)),
+    }
