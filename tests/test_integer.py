@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from llicm.codec.mean_scale import HYPER_LIMIT
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
-from llicm.codec.mean_scale import HYPER_LIMIT, make_codec
+from llicm.registry import CODECS
 
 # Decodes one file in another process, whose settings differ, and prints hashes of what the coder depends on. The
 # latent's residuals must be the same to the bit; the picture may differ by what float sums differ.
@@ -19,7 +20,7 @@ SCRIPT = """
 import hashlib, sys
 import torch
 from llicm.codec.bitstream import unpack
-from llicm.framework import load_part
+from llicm.weights import load_part
 torch.set_num_threads({threads})
 torch.backends.mkldnn.set_flags({onednn})
 codec = load_part("codec", sys.argv[1])
@@ -27,14 +28,14 @@ if not {channels_last}:
     codec.to(memory_format=torch.contiguous_format)
 data = open(sys.argv[2], "rb").read()
 stream = unpack(data)
-residual, _ = codec.symbols(stream)
+residual = codec.latent(stream)[2]
 z = torch.randint(-127, 128, (2, 8, 5, 7), generator=torch.Generator().manual_seed(0)).float()
 gain = codec.gains(torch.tensor([stream.level]))[0]
-kinds, _ = codec._kinds_and_means(z, stream.level, gain)
-alone, _ = codec._kinds_and_means(z[1:], stream.level, gain)
-assert torch.equal(kinds[1:], alone), "a batch must give what single images give"
+indexes, _ = codec._indexes_and_means(z, stream.level, gain)
+alone, _ = codec._indexes_and_means(z[1:], stream.level, gain)
+assert torch.equal(indexes[1:], alone), "a batch must give what single images give"
 payload = codec.code(*codec.latent(stream), stream.frame)
-for part in (residual.numpy().tobytes(), kinds.numpy().tobytes(), payload):
+for part in (residual.numpy().tobytes(), indexes.numpy().tobytes(), payload):
     print(hashlib.sha256(part).hexdigest())
 assert payload == stream.payload
 """
@@ -50,10 +51,10 @@ SETTINGS = {
 
 @pytest.mark.slow
 def test_symbols_and_bytes_do_not_depend_on_the_machine(tmp_path):
-    from llicm.framework import save_part
+    from llicm.weights import save_part
 
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.007, 0.02, 0.07])
+    codec = CODECS.make("mean-scale", N=8, M=24, lambdas=[0.002, 0.007, 0.02, 0.07])
     with torch.no_grad():
         codec.h_a[-1].weight.mul_(20)
         codec.h_s[-1].weight.mul_(5)
@@ -145,7 +146,7 @@ def test_activations_are_integers_with_a_gradient():
 def test_training_sees_the_integers_that_coding_uses():
     """One forward pass for both: rounding is nothing that is added afterwards."""
     torch.manual_seed(2)
-    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.01, 0.02])
+    codec = CODECS.make("mean-scale", N=8, M=12, lambdas=[0.01, 0.02])
     z = torch.randint(-20, 21, (1, 8, 3, 3)).float()
     trained = codec.train().h_s(z)
     assert hashlib.sha256(trained.detach().numpy().tobytes()).digest() == (

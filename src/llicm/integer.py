@@ -13,11 +13,10 @@ Source: Ballé, Johnston, Minnen, "Integer networks for data compression with la
 """
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from compressai.layers import QReLU
 from compressai.ops import quantize_ste
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate"]
 
@@ -47,6 +46,7 @@ class IntegerConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, unit: int, largest: int):
         super().__init__()
         plain = nn.Conv2d(inputs, outputs, kernel)  # for its initialisation
+        assert plain.bias is not None
         self.weight, self.bias = plain.weight, plain.bias
         self.kernel, self.unit = kernel, unit
         fan_in = inputs * kernel * kernel

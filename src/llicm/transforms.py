@@ -13,10 +13,9 @@ import math
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from scipy.fft import dct
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["OPPONENT", "BlockDCT", "LappedDCT", "cosines", "squash"]
 
@@ -49,6 +48,8 @@ class BlockDCT(nn.Module):
     """
 
     STRIDE = 16
+    kernels: Tensor
+    std: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,6 +85,8 @@ class LappedDCT(nn.Module):
     SIDE = 8
     STRIDE = 4
     CHANNELS = 3 * SIDE * SIDE
+    kernels: Tensor
+    gather: Tensor
 
     def __init__(self):
         super().__init__()

@@ -28,30 +28,22 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import curve_images, mean_curves
 from llicm.errors import UserError
 
 __all__ = [
-    "BD",
-    "BDInterval",
-    "Headline",
-    "Interval",
-    "MIN_OVERLAP",
-    "MIN_POINTS",
-    "TIE_TOLERANCE",
-    "bd",
-    "bd_interval",
-    "bd_intervals",
-    "bd_table",
-    "headline",
-    "interpolations",
-]
+    "BD", "BDInterval", "Interval", "MIN_OVERLAP", "MIN_POINTS", "SSIM_FAMILY", "TIE_TOLERANCE", "bd", "bd_interval",
+    "bd_intervals", "bd_table", "interpolations", "to_db",
+]  # fmt: skip
 
+Transform = Callable[[np.ndarray], np.ndarray]
 DRAWS = 2000  # resamples of an interval
 MIN_POINTS = 4
 TIE_TOLERANCE = 0.005
@@ -101,22 +93,50 @@ class BD:
     note: str
 
 
-@dataclass
 class _Curve:
-    """One curve under the rule: the metric's values, and log-rate and compared quality with ties of rate merged."""
+    """One curve under the rule.
 
-    name: str
-    values: np.ndarray
-    log_rate: np.ndarray
-    quality: np.ndarray
-    fault: str | None
-    notes: list[str]
+    Attributes:
+        values: of the metric, as given. log_rate, quality: sorted, on the compared scale, equal rates averaged.
+        merged_rate, merged: the same with near ties merged. falls: steps between these that do not rise.
+        fault: why the curve cannot be compared, or None. notes: what was averaged or merged.
+    """
 
-    def __post_init__(self):
+    def __init__(self, name: str, rates: ArrayLike, values: ArrayLike, scale: Transform):
+        self.name, self.notes = name, list[str]()
+        rate, self.values = np.asarray(rates, dtype=float), np.asarray(values, dtype=float)
+        if rate.shape != self.values.shape or rate.ndim != 1:
+            raise ValueError(f"{name}: {rate.shape} rates and {self.values.shape} qualities")
+        order = np.lexsort((self.values, rate))
+        rate, self.quality = rate[order], scale(self.values[order])
+        self.fault = self._fault(rate)
+        if self.fault:
+            self.log_rate = self.quality = np.array([])
+        else:
+            self.log_rate = np.log10(rate)
+            # Equal rates: no order and no step, so one point.
+            group = np.concatenate([[0], np.cumsum(np.diff(self.log_rate) > ROUNDING)])
+            counts = np.bincount(group)
+            if len(counts) < len(rate):
+                self.notes.append(f"{len(rate) - len(counts) + 1} points of {name} with equal rates averaged")
+                self.log_rate, self.quality = (
+                    np.bincount(group, weights=v) / counts for v in (self.log_rate, self.quality)
+                )
+                if len(counts) < MIN_POINTS:
+                    self.fault = f"{name} has {len(counts)} different rates, {MIN_POINTS} are needed"
         self.merged_rate, self.merged, merges = _merge_ties(self.log_rate, self.quality)
         if merges:
-            self.notes.append(f"{merges} near-tied points of {self.name} merged")
+            self.notes.append(f"{merges} near-tied points of {name} merged")
         self.falls = np.flatnonzero(np.diff(self.merged) <= 0)
+
+    def _fault(self, rate: np.ndarray) -> str | None:
+        if len(rate) < MIN_POINTS:
+            return f"{self.name} has {len(rate)} points, {MIN_POINTS} are needed"
+        if not (np.isfinite(rate) & (rate > 0)).all():
+            return f"{self.name} has a rate that is not a positive number"
+        if not np.isfinite(self.quality).all():
+            return f"quality of {self.name} is not finite at point {int(np.argmin(np.isfinite(self.quality))) + 1}"
+        return None
 
     @property
     def monotone(self) -> bool:
@@ -124,16 +144,10 @@ class _Curve:
 
 
 def bd(
-    rate_a: Sequence[float],
-    quality_a: Sequence[float],
-    rate_t: Sequence[float],
-    quality_t: Sequence[float],
-    lower_better: bool = False,
-    transform: Callable[[np.ndarray], np.ndarray] | None = None,
-    names: tuple[str, str] = ("anchor", "test"),
-    unit: str = "",
+    rate_a: ArrayLike, quality_a: ArrayLike, rate_t: ArrayLike, quality_t: ArrayLike, lower_better: bool = False,
+    transform: Transform | None = None, names: tuple[str, str] = ("anchor", "test"), unit: str = "",
     method: str = "pchip",
-) -> BD:
+) -> BD:  # fmt: skip
     """Compare two rate-quality curves by the rule of this module.
 
     Args:
@@ -151,13 +165,12 @@ def bd(
     Raises:
         ValueError: rates and qualities of a curve differ in number.
     """
-    sign = -1.0 if lower_better else 1.0
+    from bjontegaard import bd_psnr, bd_rate
 
     def scale(values: np.ndarray) -> np.ndarray:
-        return sign * (values if transform is None else transform(values))
+        return (-1.0 if lower_better else 1.0) * (values if transform is None else transform(values))
 
-    anchor = _curve(names[0], rate_a, quality_a, scale)
-    test = _curve(names[1], rate_t, quality_t, scale)
+    anchor, test = _Curve(names[0], rate_a, quality_a, scale), _Curve(names[1], rate_t, quality_t, scale)
     fault = anchor.fault or test.fault
     if fault:
         return BD(
@@ -174,8 +187,6 @@ def bd(
         better = "anchor"
     reason = _rate_reason(anchor, test, overlap, better, unit)
 
-    from bjontegaard import bd_psnr, bd_rate
-
     options = {"method": method, "require_matching_points": False, "min_overlap": 0}
     rate = quality = quality_reason = None
     if reason is None:
@@ -188,49 +199,12 @@ def bd(
     else:
         quality = float(bd_psnr(10**anchor.log_rate, anchor.quality, 10**test.log_rate, test.quality, **options))
     return BD(
-        rate=rate,
-        quality=quality,
-        reason=reason,
-        quality_reason=quality_reason,
-        better=better,
-        overlap=overlap,
-        rate_overlap=rate_overlap,
-        anchor_monotone=anchor.monotone,
-        test_monotone=test.monotone,
-        anchor_points=len(anchor.merged),
-        test_points=len(test.merged),
+        rate, quality, reason, quality_reason, better, overlap, rate_overlap, anchor.monotone, test.monotone,
+        len(anchor.merged), len(test.merged),
         quality_interval=None if interval is None else _as_values(interval, anchor, test, scale),
-        rate_interval=None if rate_interval is None else tuple(float(10**r) for r in rate_interval),
+        rate_interval=None if rate_interval is None else (float(10 ** rate_interval[0]), float(10 ** rate_interval[1])),
         note="; ".join(anchor.notes + test.notes),
-    )
-
-
-def _curve(name: str, rates: Sequence[float], values: Sequence[float], scale: Callable) -> _Curve:
-    rates, values = np.asarray(rates, dtype=float), np.asarray(values, dtype=float)
-    if rates.shape != values.shape or rates.ndim != 1:
-        raise ValueError(f"{name}: {rates.shape} rates and {values.shape} qualities")
-    order = np.lexsort((values, rates))
-    rates, quality = rates[order], scale(values[order])
-    fault, notes = None, []
-    if len(rates) < MIN_POINTS:
-        fault = f"{name} has {len(rates)} points, {MIN_POINTS} are needed"
-    elif not (np.isfinite(rates) & (rates > 0)).all():
-        fault = f"{name} has a rate that is not a positive number"
-    elif not np.isfinite(quality).all():
-        fault = f"quality of {name} is not finite at point {int(np.argmin(np.isfinite(quality))) + 1}"
-    if fault:
-        empty = np.array([])
-        return _Curve(name, values, empty, empty, fault, notes)
-    log_rate = np.log10(rates)
-    # Equal rates: no order and no step, so one point.
-    group = np.concatenate([[0], np.cumsum(np.diff(log_rate) > ROUNDING)])
-    counts = np.bincount(group)
-    if len(counts) < len(rates):
-        notes.append(f"{len(rates) - len(counts) + 1} points of {name} with equal rates averaged")
-        log_rate, quality = (np.bincount(group, weights=v) / counts for v in (log_rate, quality))
-        if len(counts) < MIN_POINTS:
-            fault = f"{name} has {len(counts)} different rates, {MIN_POINTS} are needed"
-    return _Curve(name, values, log_rate, quality, fault, notes)
+    )  # fmt: skip
 
 
 def _merge_ties(log_rate: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -248,11 +222,7 @@ def _merge_ties(log_rate: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, 
                 break
             groups[-2:] = [groups[-2] + groups[-1]]
     pooled = sum(len(g) for g in groups if len(g) > 1)
-    return (
-        np.array([log_rate[g].mean() for g in groups]),
-        np.array([quality[g].mean() for g in groups]),
-        pooled,
-    )
+    return np.array([log_rate[g].mean() for g in groups]), np.array([quality[g].mean() for g in groups]), pooled
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float, float] | None]:
@@ -268,19 +238,13 @@ def _rate_reason(anchor: _Curve, test: _Curve, overlap: float, better: str | Non
     """Why there is no BD-rate, in words; None if there is one."""
     winner = {"test": test.name, "anchor": anchor.name, None: None}[better]
     verdict = f", {winner} is better at every rate measured" if winner else ""
-    falling = [
-        f"quality falls with rate at points {_runs(curve)} of {curve.name}"
-        for curve in (anchor, test)
-        if len(curve.falls)
-    ]
-    if falling:
-        return " and ".join(falling) + verdict
+    if falling := [curve for curve in (anchor, test) if len(curve.falls)]:
+        points = [f"quality falls with rate at points {_runs(curve)} of {curve.name}" for curve in falling]
+        return " and ".join(points) + verdict
     for curve in (anchor, test):
         if len(curve.merged) < MIN_POINTS:
-            return (
-                f"{curve.name} has {len(curve.merged)} points after near ties are merged, "
-                f"{MIN_POINTS} are needed{verdict}"
-            )
+            many = len(curve.merged)
+            return f"{curve.name} has {many} points after near ties are merged, {MIN_POINTS} are needed{verdict}"
     if overlap < MIN_OVERLAP:
         found = "no common quality" if overlap == 0 else f"only {overlap:.0%} of the shorter curve is common"
         ranges = ", ".join(_range(curve.name, curve.values, unit) for curve in (test, anchor))
@@ -311,7 +275,7 @@ def _range(name: str, values: np.ndarray, unit: str) -> str:
     return f"{name} {low:.{digits}f}-{high:.{digits}f}{' ' + unit if unit else ''}"
 
 
-def _as_values(interval: tuple[float, float], anchor: _Curve, test: _Curve, scale: Callable) -> tuple[float, float]:
+def _as_values(interval: tuple[float, float], anchor: _Curve, test: _Curve, scale: Transform) -> tuple[float, float]:
     """Ends of an interval of compared quality as values of the metric; each end is a measured point."""
     points = np.concatenate([anchor.values, test.values])
     compared = scale(points)
@@ -320,12 +284,9 @@ def _as_values(interval: tuple[float, float], anchor: _Curve, test: _Curve, scal
 
 
 def bd_table(
-    records: pd.DataFrame,
-    metrics: Sequence[str],
-    tests: Sequence[str],
-    anchors: Sequence[str],
+    records: pd.DataFrame, metrics: Sequence[str], tests: Sequence[str], anchors: Sequence[str],
     tasks: Sequence[str] | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Compare methods: one row per (test, anchor, task, metric), in the given order.
 
     Each curve is the mean over the test images per level (:func:`llicm.benchmark.records.mean_curves`); test
@@ -358,118 +319,33 @@ def bd_table(
                 for task in tasks if test != anchor else ():
                     t, a = curves[test, task], curves[anchor, task]
                     if t.images != a.images:
-                        raise UserError(
-                            f"{test} and {anchor} were measured on different images of {task}: "
-                            "evaluate both on the same."
-                        )
+                        what = f"{test} and {anchor} were measured on different images of {task}"
+                        raise UserError(f"{what}: evaluate both on the same.")
                     found = bd(
                         a.bpp, a.value, t.bpp, t.value, **_scale_of(metric), names=(anchor, test), unit=info.unit
                     )
-                    rows.append(_row(test, anchor, task, metric, found, len(t.images)))
+                    names = {"test": test, "anchor": anchor, "task": task, "metric": metric}
+                    rows.append(names | _row(found) | {"images": len(t.images)})
     return pd.DataFrame(rows)
 
 
-def _scale_of(metric: str) -> dict:
+def _scale_of(metric: str) -> dict[str, Any]:
     """How `bd` compares the values of a metric."""
-    return {
-        "lower_better": metric_info(metric).lower_better,
-        "transform": to_db if metric in SSIM_FAMILY else None,
-    }
+    transform = to_db if metric in SSIM_FAMILY else None
+    return {"lower_better": metric_info(metric).lower_better, "transform": transform}
 
 
-def _row(test: str, anchor: str, task: str, metric: str, found: BD, images: int) -> dict:
-    quality_low, quality_high = found.quality_interval or (np.nan, np.nan)
-    rate_low, rate_high = found.rate_interval or (np.nan, np.nan)
-    return {
-        "test": test,
-        "anchor": anchor,
-        "task": task,
-        "metric": metric,
-        "bd_rate": np.nan if found.rate is None else found.rate,
-        "bd_quality": np.nan if found.quality is None else found.quality,
-        "reason": found.reason or "",
-        "quality_reason": found.quality_reason or "",
-        "better": found.better or "",
-        "overlap": found.overlap,
-        "rate_overlap": found.rate_overlap,
-        "anchor_monotone": found.anchor_monotone,
-        "test_monotone": found.test_monotone,
-        "anchor_points": found.anchor_points,
-        "test_points": found.test_points,
-        "quality_low": quality_low,
-        "quality_high": quality_high,
-        "rate_low": rate_low,
-        "rate_high": rate_high,
-        "note": found.note,
-        "images": images,
-    }
-
-
-@dataclass(frozen=True)
-class Headline:
-    """Mean over tasks of one comparison, over the tasks where it is defined.
-
-    Attributes:
-        bd_rate: arithmetic mean of the tasks' BD-rates in percent (as in the JVET sheets); None if none is
-            defined. bd_rate_log: the mean of the log-rate differences instead, in percent.
-        defined: number of tasks with a BD-rate. tasks: number of tasks compared.
-        undefined: (task, reason) of the others.
-        better: tasks among the undefined where the test is better at every rate measured; worse: likewise.
-        bd_quality: mean of the tasks' BD-quality; None if none is defined. quality_defined: their number.
-    """
-
-    test: str
-    anchor: str
-    metric: str
-    bd_rate: float | None
-    bd_rate_log: float | None
-    defined: int
-    tasks: int
-    undefined: tuple[tuple[str, str], ...]
-    better: tuple[str, ...]
-    worse: tuple[str, ...]
-    bd_quality: float | None
-    quality_defined: int
-
-    def __str__(self) -> str:
-        rate = "undefined" if self.bd_rate is None else f"{self.bd_rate:+.2f}%"
-        return (
-            f"{self.test} against {self.anchor}, {self.metric}: mean BD-rate {rate} over "
-            f"{self.defined} of {self.tasks} tasks"
-        )
-
-
-def headline(bd_table: pd.DataFrame, test: str, anchor: str, metric: str) -> Headline:
-    """Average one comparison over tasks. A mean over part of the tasks must be quoted with `defined`.
-
-    Args:
-        bd_table: made by :func:`bd_table`. test, anchor, metric: names.
-
-    Raises:
-        UserError: the table does not hold the comparison.
-    """
-    chosen = (bd_table["test"] == test) & (bd_table["anchor"] == anchor) & (bd_table["metric"] == metric)
-    rows = bd_table[chosen]
-    if not len(rows):
-        raise UserError(f"The BD table does not compare {test} with {anchor} in {metric}: add them to it.")
-    defined = rows[rows["bd_rate"].notna()]
-    rest = rows[rows["bd_rate"].isna()]
-    ratios = 1 + defined["bd_rate"] / 100
-    quality = rows["bd_quality"].dropna()
-    return Headline(
-        test=test,
-        anchor=anchor,
-        metric=metric,
-        bd_rate=float(defined["bd_rate"].mean()) if len(defined) else None,
-        bd_rate_log=float(100 * (np.exp(np.log(ratios).mean()) - 1)) if len(defined) else None,
-        defined=len(defined),
-        tasks=len(rows),
-        undefined=tuple(zip(rest["task"], rest["reason"], strict=True)),
-        better=tuple(rest.loc[rest["better"] == "test", "task"]),
-        worse=tuple(rest.loc[rest["better"] == "anchor", "task"]),
-        bd_quality=float(quality.mean()) if len(quality) else None,
-        quality_defined=len(quality),
-    )
+def _row(found: BD) -> dict[str, Any]:
+    """The fields of a comparison as `bd_table` has them."""
+    row = {"bd_rate": found.rate, "bd_quality": found.quality} | vars(found)
+    for name in ("rate", "quality"):
+        del row[name]
+        row[f"bd_{name}"] = np.nan if row[f"bd_{name}"] is None else row[f"bd_{name}"]
+    row |= {name: row[name] or "" for name in ("reason", "quality_reason", "better")}
+    note = row.pop("note")
+    for name in ("quality", "rate"):
+        row[f"{name}_low"], row[f"{name}_high"] = row.pop(f"{name}_interval") or (np.nan, np.nan)
+    return row | {"note": note}
 
 
 @dataclass(frozen=True)
@@ -488,10 +364,6 @@ class Interval:
     defined: int
     resamples: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.estimate is not None and (self.low > 0 or self.high < 0)
-
 
 @dataclass(frozen=True)
 class BDInterval:
@@ -507,15 +379,9 @@ class BDInterval:
 
 
 def bd_interval(
-    records: pd.DataFrame,
-    metric: str,
-    test: str,
-    anchor: str | Mapping[str, str],
-    tasks: Sequence[str] | None = None,
-    level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> BDInterval:
+    records: pd.DataFrame, metric: str, test: str, anchor: str | Mapping[str, str], tasks: Sequence[str] | None = None,
+    level: float = 0.95, draws: int = DRAWS, seed: int = 0,
+) -> BDInterval:  # fmt: skip
     """The mean BD-rate and BD-quality over tasks with a percentile interval by bootstrap over the test images.
 
     A resample draws as many images as there are, with replacement; both methods get the same ones, and so do all
@@ -540,7 +406,8 @@ def bd_interval(
         seed: of the random resamples.
 
     Returns:
-        :class:`BDInterval`. Its estimates are the means that :func:`headline` gives.
+        :class:`BDInterval`. Its estimates are the means of `bd_rate` and `bd_quality` in :func:`bd_table`, over the
+        tasks where they are defined; the mean of BD-rates is arithmetic, as in the JVET sheets.
 
     Raises:
         UserError: see :func:`bd_table`.
@@ -556,15 +423,9 @@ def bd_interval(
 
 
 def bd_intervals(
-    records: pd.DataFrame,
-    metrics: Sequence[str],
-    test: str,
-    anchors: Sequence[str],
-    tasks: Sequence[str],
-    level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> pd.DataFrame:
+    records: pd.DataFrame, metrics: Sequence[str], test: str, anchors: Sequence[str], tasks: Sequence[str],
+    level: float = 0.95, draws: int = DRAWS, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Intervals of each single comparison of a test: a row per (metric, anchor, task), in this order.
 
     Returns:
@@ -580,7 +441,7 @@ def bd_intervals(
         for anchor in (name for name in anchors if name != test):
             found = _resampled(records, metric, test, anchor, tasks, level, draws, seed)
             for column, task in enumerate(tasks):
-                row = {"test": test, "anchor": anchor, "task": task, "metric": metric}
+                row: dict[str, Any] = {"test": test, "anchor": anchor, "task": task, "metric": metric}
                 for name, numbers in (("bd_rate", found.rates), ("bd_quality", found.qualities)):
                     estimate, defined = _mean(found.table[name].iloc[[column]])
                     number = _interval(estimate, defined, numbers[:, [column]], found.times, level)
@@ -588,8 +449,7 @@ def bd_intervals(
                 row["defined_rate"] = float(found.times[np.isfinite(found.rates[:, column])].sum() / found.times.sum())
                 rows.append(row)
     table = pd.DataFrame(rows)
-    numbers = [column for column in table.columns if column.startswith("bd_")]
-    return table.astype(dict.fromkeys(numbers, float))
+    return table.astype({column: float for column in table.columns if column.startswith("bd_")})
 
 
 @dataclass(frozen=True)
@@ -631,7 +491,7 @@ def _resampled(
 
 def _many(
     rate_a: np.ndarray, value_a: np.ndarray, rate_t: np.ndarray, value_t: np.ndarray, lower_better: bool,
-    transform: Callable[[np.ndarray], np.ndarray] | None,
+    transform: Transform | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """BD-rate and BD-quality (R,) of R pairs of curves (R, points), NaN where undefined: as :func:`bd` gives for each.
 

@@ -9,7 +9,7 @@ nobody takes its values for those of the published parameters.
 Metrics do not all round their input: measure what a file would hold, so quantise the output to 8 bits
 once (``llicm.images.quantize8``) and give every metric the same tensor. Nothing is ever downloaded.
 
-A further metric is one entry of ``OWN_METRICS``, and its name in params.yaml:
+A further metric is one function at the end of this file, and its name in params.yaml:
 
     @own_metric("name", label="Name", needs_reference=True)
     def name(output, ideal): ...    # (1, 3, H, W) each -> a tensor with one value
@@ -18,16 +18,20 @@ A further metric is one entry of ``OWN_METRICS``, and its name in params.yaml:
 import contextlib
 import difflib
 import functools
+import importlib
 import io
 import logging
 import os
 import pickle
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
+import pytorch_msssim
 import torch
 from torch import Tensor
 
@@ -35,17 +39,9 @@ from llicm.benchmark.probes import PROBES
 from llicm.errors import UserError
 
 __all__ = [
-    "Metric",
-    "MetricInfo",
-    "SET_METRICS",
-    "make_metrics",
-    "metric_info",
-    "own_metric",
-    "set_distance",
-    "use_weights",
-]
+    "Metric", "MetricInfo", "SET_METRICS", "make_metrics", "metric_info", "own_metric", "set_distance", "use_weights",
+]  # fmt: skip
 
-OWN = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "niqe_fit": "NIQE (own fit)"}
 LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"}
 UNITS = {"psnr": "dB", "psnry": "dB"}
 # Measures of whole sets of pictures: they have no value per image. The first can be measured, see `set_distance`.
@@ -53,29 +49,15 @@ SET_METRICS = ("fid", "sfid", "fid_dinov2", "inception_score")
 
 # Smallest side, in pixels, at which a value means something. Below it a metric fails (ms_ssim), or, worse,
 # returns a number that says nothing (a NIQE from a single block, a deep feature of a padded thumbnail).
-SMALLEST_SIDE = {
-    "psnr": 1,
-    "psnry": 1,
-    "entropy": 1,
-    "ssim": 11,
-    "ssimc": 11,
-    "ms_ssim": 161,
-    "niqe_fit": 192,
-    "niqe": 192,
-    "niqe_matlab": 192,
-    "ilniqe": 192,
-    "pi": 192,
-    "nrqm": 192,
-}
+SMALLEST_SIDE = {"psnr": 1, "psnry": 1, "entropy": 1, "ssim": 11, "ssimc": 11, "ms_ssim": 161} | dict.fromkeys(
+    ("niqe_fit", "niqe", "niqe_matlab", "ilniqe", "pi", "nrqm"), 192
+)
 OTHERWISE_SMALLEST_SIDE = 64
 
 # Files that the common metrics load. C: torch hub's "checkpoints", P: torch hub's "pyiqa", L: torch hub's
 # "clip", HF: a repository of the Hugging Face cache.
-_VGG16, _RESNET50, _VIT_B8 = (
-    "C/vgg16-397923af.pth",
-    "HF/timm/resnet50.a1_in1k",
-    "HF/timm/vit_base_patch8_224.augreg2_in21k_ft_in1k",
-)
+_VGG16, _RESNET50 = "C/vgg16-397923af.pth", "HF/timm/resnet50.a1_in1k"
+_VIT_B8 = "HF/timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
 REQUIRED_FILES = {
     "lpips": ("C/alexnet-owt-7be5be79.pth", "P/LPIPS_v0.1_alex-df73285e.pth"),
     "lpips+": ("C/alexnet-owt-7be5be79.pth", "P/LPIPS_v0.1_alex-df73285e.pth"),
@@ -111,10 +93,6 @@ REQUIRED_FILES = {
 }
 
 
-# Metrics of our own beside pyiqa's: name -> what is known of it, and the function.
-OWN_METRICS: dict[str, tuple["MetricInfo", Callable[..., Tensor]]] = {}
-
-
 @dataclass(frozen=True)
 class MetricInfo:
     """What is known of a metric without loading it.
@@ -138,6 +116,10 @@ class MetricInfo:
         """Label, unit and direction, e.g. "PSNR (dB, higher is better)"."""
         direction = "lower is better" if self.lower_better else "higher is better"
         return f"{self.label} ({self.unit + ', ' if self.unit else ''}{direction})"
+
+
+# Metrics of our own beside pyiqa's: name -> what is known of it, and the function. Filled by `own_metric`.
+OWN_METRICS: dict[str, tuple[MetricInfo, Callable[..., Tensor]]] = {}
 
 
 class Metric:
@@ -173,25 +155,24 @@ class Metric:
             (N,) float64 on the CPU. NaN where the metric has no value, e.g. NIQE of a flat picture.
 
         Raises:
-            UserError: a side is below the metric's floor, an FR metric got no or another size of `ideal`,
-                or values lie outside [0, 1].
+            UserError: a side is below the metric's floor, an FR metric got no or another size of `ideal`, or values lie
+                outside [0, 1].
         """
         if output.ndim != 4 or output.shape[1] != 3:
             raise ValueError(f"expected images (N, 3, H, W), got {tuple(output.shape)}")
         height, width = output.shape[2:]
         if min(height, width) < self.smallest_side:
+            least = f"{self.smallest_side}x{self.smallest_side} pixels"
             raise UserError(
-                f"Metric {self.name!r} needs images of at least {self.smallest_side}x{self.smallest_side} "
-                f"pixels, got {width}x{height}: use larger images or drop the metric."
+                f"Metric {self.name!r} needs images of at least {least}, got {width}x{height}: use larger images or "
+                "drop the metric."
             )
         arguments = [output]
         if self.needs_reference:
             if ideal is None or ideal.shape != output.shape:
-                got = "none" if ideal is None else "x".join(str(n) for n in ideal.shape)
-                raise UserError(
-                    f"Metric {self.name!r} needs a reference of the size of the output, "
-                    f"{'x'.join(str(n) for n in output.shape)}, but got {got}."
-                )
+                size, got = ("none" if t is None else "x".join(map(str, t.shape)) for t in (output, ideal))
+                what = f"Metric {self.name!r} needs a reference of the size of the output"
+                raise UserError(f"{what}, {size}, but got {got}.")
             arguments.append(ideal)
         arguments = [a.detach().to(self._device, torch.float32) for a in arguments]
         if not all(bool(((a >= 0) & (a <= 1)).all()) for a in arguments):
@@ -219,27 +200,19 @@ def metric_info(name: str) -> MetricInfo:
     if name in PROBES:
         unit = "bpp" if name == "bpp_estimated" else ""
         return MetricInfo(name, PROBES[name], unit, lower_better=True, needs_reference=name == "kept")
-    if name in ("ssim", "ms_ssim"):
-        return MetricInfo(name, OWN[name], "", lower_better=False, needs_reference=True)
     if name == "niqe_fit":
-        return MetricInfo(name, OWN[name], "", lower_better=True, needs_reference=False)
-    configs = _pyiqa_configs()
+        return MetricInfo(name, "NIQE (own fit)", "", lower_better=True, needs_reference=False)
     if name == "fid":
         return MetricInfo(name, "FID", "", lower_better=True, needs_reference=True)
     if name in SET_METRICS:
         raise UserError(f"Metric {name!r} compares sets of pictures and has no value per image: drop it.")
+    configs = _pyiqa_configs()
     if name not in configs:
-        near = difflib.get_close_matches(name, [*OWN, *configs], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*OWN_METRICS, "niqe_fit", *configs], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "pyiqa.list_models() names all."
         raise UserError(f"Unknown metric {name!r}: {hint}")
-    config = configs[name]
-    return MetricInfo(
-        name,
-        LABELS.get(name, name.upper()),
-        UNITS.get(name, ""),
-        lower_better=bool(config.get("lower_better", False)),
-        needs_reference=config.get("metric_mode") == "FR",
-    )
+    lower_better, mode = bool(configs[name].get("lower_better", False)), configs[name].get("metric_mode")
+    return MetricInfo(name, LABELS.get(name, name.upper()), UNITS.get(name, ""), lower_better, mode == "FR")
 
 
 def make_metrics(
@@ -256,13 +229,12 @@ def make_metrics(
         One :class:`Metric` a name, in the given order.
 
     Raises:
-        UserError: unknown or repeated name; a needed file is absent (its name and place are told); or the
+        UserError: unknown or repeated name; a needed file is absent (the message names it and its folder); or the
             metric cannot be loaded. Weight files are Python pickles: place only files you trust.
     """
-    names = list(names)
     for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"Metric {name!r} is listed {names.count(name)} times: list it once.")
+        if (count := list(names).count(name)) > 1:
+            raise UserError(f"Metric {name!r} is listed {count} times: list it once.")
     return [_make(metric_info(name), niqe_fit, device) for name in names]
 
 
@@ -270,7 +242,7 @@ def use_weights(folder: str | os.PathLike | None) -> None:
     """Take the weight files of metrics from this folder; call it before the first metric of a process is made.
 
     Below it, files lie as torch hub and the Hugging Face cache lay them out: ``hub/checkpoints``, ``hub/pyiqa``,
-    ``hub/clip`` and ``hub/models--timm--...``. `make_metrics` tells of a missing one its exact place. None leaves the
+    ``hub/clip`` and ``hub/models--timm--...``. If one is missing, `make_metrics` names its exact place. None leaves the
     usual places (TORCH_HOME, HF_HOME).
 
     Raises:
@@ -288,7 +260,9 @@ def use_weights(folder: str | os.PathLike | None) -> None:
     torch.hub.set_dir(str(folder / "hub"))
 
 
-def own_metric(name: str, *, label: str, needs_reference: bool, lower_better: bool = False, unit: str = ""):
+def own_metric(
+    name: str, *, label: str, needs_reference: bool, lower_better: bool = False, unit: str = ""
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator: make a function of images (1, 3, H, W) in [0, 1] a metric of that name."""
 
     def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -305,52 +279,45 @@ def _make(info: MetricInfo, niqe_fit: str | Path | None, device: str | torch.dev
         raise UserError(f"Metric {info.name!r} compares sets of pictures and has no value per image.")
     if info.name in PROBES:
         raise UserError(f"{info.name!r} is measured of every method anyway: take it out of the metrics.")
-    if info.name in ("ssim", "ms_ssim"):
-        import pytorch_msssim
-
-        function = functools.partial(
-            getattr(pytorch_msssim, info.name), data_range=1.0, size_average=False, win_size=11, win_sigma=1.5
-        )
-    elif info.name == "niqe_fit":
+    if info.name == "niqe_fit":
         if niqe_fit is None or not Path(niqe_fit).is_file():
             what = "no file is given" if niqe_fit is None else f"the file {niqe_fit} is absent"
-            raise UserError(
-                f"Metric 'niqe_fit' needs fitted parameters, but {what}: run the stage that writes them, or "
-                "drop the metric."
-            )
-        function = _create("niqe", device, pretrained_model_path=str(niqe_fit))
-    else:
-        _refuse_absent(info.name)
-        function = _create(info.name, device)
-    return Metric(info, function, device)
+            remedy = "run the stage that writes them, or drop the metric"
+            raise UserError(f"Metric 'niqe_fit' needs fitted parameters, but {what}: {remedy}.")
+        return Metric(info, _create("niqe", device, pretrained_model_path=str(niqe_fit)), device)
+    _refuse_absent(info.name)
+    return Metric(info, _create(info.name, device), device)
 
 
-def _create(name: str, device: str | torch.device, **options) -> Callable[..., Tensor]:
+def _create(name: str, device: str | torch.device, **options: Any) -> Callable[..., Tensor]:
     import scipy.io.matlab
 
     pyiqa = _import_pyiqa()
     failures = (
-        OSError,
-        ImportError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        pickle.UnpicklingError,
+        OSError, ImportError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError,
         scipy.io.matlab.MatReadError,
-    )
-    with _offline(), _quiet():
+    )  # fmt: skip
+
+    def refuse(host: Any, *args: Any, **kwargs: Any) -> None:
+        raise OSError(f"no download from {host}")
+
+    # Every attempt to reach a network fails at once: a silent one hangs pyiqa for ever.
+    with (
+        mock.patch("socket.getaddrinfo", refuse),
+        mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+        _quiet(),
+    ):
         if name in ("ms_ssim", "cw_ssim"):
             # Otherwise pyiqa searches their classes by importing every metric it has, seconds of work.
-            import pyiqa.archs.ssim_arch  # noqa: F401
+            importlib.import_module("pyiqa.archs.ssim_arch")
         try:
             return pyiqa.create_metric(name, device=torch.device(device), **options).requires_grad_(False)
         except failures as error:
             source = options.get("pretrained_model_path", "files it needs that are absent or damaged")
-            reason = str(error).strip().splitlines()[0:1] or [type(error).__name__]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"Metric {name!r} cannot be loaded from {source} ({reason[0]}): repair or place the file, or "
-                "drop the metric; nothing is downloaded."
+                f"Metric {name!r} cannot be loaded from {source} ({reason}): repair or place the file, or drop the "
+                "metric; nothing is downloaded."
             ) from error
 
 
@@ -361,7 +328,7 @@ def set_distance(name: str, device: str | torch.device = "cpu") -> Callable[[str
     methods measured on the same pictures means something (Chong and Forsyth, CVPR 2020).
 
     Raises:
-        UserError: a needed file is absent; its name and place are told.
+        UserError: a needed file is absent; the message names it and its folder.
     """
     _refuse_absent(name)
     function = _create(name, device)
@@ -374,26 +341,15 @@ def set_distance(name: str, device: str | torch.device = "cpu") -> Callable[[str
 
 
 def _refuse_absent(name: str) -> None:
-    for place, file in _absent_files(name):
-        raise UserError(
-            f"Metric {name!r} needs the file {file} in {place}, which is absent: place it there "
-            "(evaluate.weights in params.yaml, TORCH_HOME and HF_HOME move these folders), or drop the metric; nothing "
-            "is downloaded."
-        )
-
-
-def _absent_files(name: str) -> list[tuple[Path, str]]:
-    """(folder, file name) of each required file that is not in the caches."""
-    absent = []
+    """Raises UserError if a file that the metric needs is not in the caches; the message names it and its folder."""
     for entry in REQUIRED_FILES.get(name, ()):
-        kind, _, rest = entry.partition("/")
+        kind, _, file = entry.partition("/")
         if kind == "HF":
             from huggingface_hub.constants import HF_HUB_CACHE
 
-            place, file = Path(HF_HUB_CACHE) / f"models--{rest.replace('/', '--')}", "model.safetensors"
+            place, file = Path(HF_HUB_CACHE) / f"models--{file.replace('/', '--')}", "model.safetensors"
             present = any(place.glob(f"snapshots/*/{file}"))
         else:
-            hub = Path(torch.hub.get_dir())
             if kind == "P":
                 # pyiqa fixes its own folder when it is imported, whatever happens to torch hub's later.
                 _import_pyiqa()
@@ -401,15 +357,18 @@ def _absent_files(name: str) -> list[tuple[Path, str]]:
 
                 place = Path(DEFAULT_CACHE_DIR)
             else:
-                place = hub / {"C": "checkpoints", "L": "clip"}[kind]
-            file, present = rest, (place / rest).is_file()
+                place = Path(torch.hub.get_dir()) / {"C": "checkpoints", "L": "clip"}[kind]
+            present = (place / file).is_file()
         if not present:
-            absent.append((place, file))
-    return absent
+            raise UserError(
+                f"Metric {name!r} needs the file {file} in {place}, which is absent: place it there "
+                "(evaluate.weights in params.yaml, TORCH_HOME and HF_HOME move these folders), or drop the metric; "
+                "nothing is downloaded."
+            )
 
 
 @functools.cache
-def _import_pyiqa():
+def _import_pyiqa() -> ModuleType:
     # Read by huggingface_hub when it is first imported; a cached repository then loads with no request.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -426,26 +385,16 @@ def _pyiqa_configs() -> dict[str, dict]:
     return DEFAULT_CONFIGS
 
 
-def _quiet():
+def _quiet() -> contextlib.AbstractContextManager:
     """pyiqa prints what it loads; notebooks and machine-readable output must not hold it."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
-@contextlib.contextmanager
-def _offline():
-    """Make every attempt to reach a network fail at once: a silent one hangs pyiqa for ever."""
+@own_metric("ssim", label="SSIM", needs_reference=True)
+def _ssim(output: Tensor, ideal: Tensor) -> Tensor:
+    return pytorch_msssim.ssim(output, ideal, data_range=1.0, size_average=False, win_size=11, win_sigma=1.5)
 
-    def refuse(host, *args, **kwargs):
-        raise OSError(f"no download from {host}")
 
-    hub = sys.modules.get("huggingface_hub.constants")
-    lookup, offline = socket.getaddrinfo, getattr(hub, "HF_HUB_OFFLINE", None)
-    socket.getaddrinfo = refuse
-    if hub is not None:
-        hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        socket.getaddrinfo = lookup
-        if hub is not None:
-            hub.HF_HUB_OFFLINE = offline
+@own_metric("ms_ssim", label="MS-SSIM", needs_reference=True)
+def _ms_ssim(output: Tensor, ideal: Tensor) -> Tensor:
+    return pytorch_msssim.ms_ssim(output, ideal, data_range=1.0, size_average=False, win_size=11, win_sigma=1.5)

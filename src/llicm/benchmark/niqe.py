@@ -97,9 +97,9 @@ def _sharp_blocks(picture: Image.Image, sharpness: float) -> Tensor:
         window_deviation = deviation[..., top : top + height, left : left + width]
         # blockproc goes down the columns: the same function keeps both lists in the same order.
         sharp.append(blockproc(window_deviation, [BLOCK, BLOCK], fun=_block_means)[0, :, 0])
-    features, sharp = torch.cat(features), torch.cat(sharp)
+    all_features, all_sharp = torch.cat(features), torch.cat(sharp)
     # Flat blocks have no finite features.
-    return features[(sharp > sharpness * sharp.max()) & features.isfinite().all(1)]
+    return all_features[(all_sharp > sharpness * all_sharp.max()) & all_features.isfinite().all(1)]
 
 
 def _block_means(blocks: Tensor, _options: dict) -> Tensor:

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from llicm.benchmark.bdrate import SSIM_FAMILY, to_db
 from llicm.benchmark.metrics import metric_info
-from llicm.benchmark.records import curve_images, mean_curves
+from llicm.benchmark.records import Curve, ImageCurves, curve_images, mean_curves
 
 __all__ = ["COLUMNS", "FALSE_DISCOVERIES", "non_monotone"]
 
@@ -43,8 +44,8 @@ def non_monotone(
         The columns ``COLUMNS``: `images` their number; `peak_level` and `peak_bpp` where the mean curve is the best;
         `top_bpp` its highest rate; `drop` the mean drop and `drop_low` the lower end of its one-sided 95 % interval;
         `t`, `p` the statistic and its probability if nothing fell; `q` the same held against all curves of the
-        metric; `non_monotone` whether q is at most ``FALSE_DISCOVERIES``. With fewer than three images, or where all drops
-        are equal, t, p and q are NaN and nothing is non-monotone.
+        metric; `non_monotone` whether q is at most ``FALSE_DISCOVERIES``. With fewer than three images, or where all
+        drops are equal, t, p and q are NaN and nothing is non-monotone.
     """
     rows = []
     for metric in metrics:
@@ -56,9 +57,7 @@ def non_monotone(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(metric: str, task: str, method: str, images, curve) -> dict:
-    from scipy import stats
-
+def _row(metric: str, task: str, method: str, images: ImageCurves, curve: Curve) -> dict:
     quality = images.value if metric not in SSIM_FAMILY else to_db(images.value)
     if metric_info(metric).lower_better:
         quality = -quality
@@ -77,12 +76,10 @@ def _row(metric: str, task: str, method: str, images, curve) -> dict:
         metric, task, method, count, curve.level[peak], float(curve.bpp[peak]), float(curve.bpp[-1]),
         float(drops.mean()), low, t, p,
     )  # fmt: skip
-    return dict(zip(COLUMNS, values, strict=False))
+    return dict(zip(COLUMNS, values, strict=False))  # q and the verdict follow from all rows together
 
 
 def _discoveries(rows: list[dict]) -> list[dict]:
-    from scipy import stats
-
     tested = [row for row in rows if np.isfinite(row["p"])]
     held = stats.false_discovery_control([row["p"] for row in tested]) if tested else []
     for row, q in zip(tested, held, strict=True):

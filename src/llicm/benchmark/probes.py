@@ -9,9 +9,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from llicm.objectives import bits_per_pixel
+from llicm.registry import Codec
 
 __all__ = ["PROBES", "estimated_bpp", "kept_energy"]
 
@@ -19,13 +20,11 @@ PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂"}
 
 
 @torch.no_grad()
-def estimated_bpp(codec: nn.Module, x: Tensor, level: float) -> float:
+def estimated_bpp(codec: Codec, x: Tensor, level: float) -> float:
     """Bits per pixel that a learned codec's likelihoods promise for X (3, H, W), without a header and a real coder."""
-    from llicm.codec.mean_scale import STRIDE
-
     height, width = x.shape[1:]
-    padded = F.pad(x[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-    return float(bits_per_pixel(codec(padded, torch.tensor([float(level)]))["likelihoods"], height, width))
+    padded = F.pad(x[None], (0, -width % codec.stride, 0, -height % codec.stride), mode="replicate")
+    return float(bits_per_pixel(codec.forward(padded, torch.tensor([float(level)]))["likelihoods"], height, width))
 
 
 def kept_energy(decoded: Tensor, degraded: Tensor, ideal: Tensor) -> float | None:

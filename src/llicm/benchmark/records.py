@@ -16,7 +16,6 @@ A row without compression (the degraded input itself, or that input restored) ha
 """
 
 import gzip
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,16 +30,9 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 
 __all__ = [
-    "COLUMNS",
-    "Curve",
-    "ImageCurves",
-    "curve_images",
-    "mean_curves",
-    "read_records",
-    "references",
-    "to_compressai_json",
-    "write_records",
-]
+    "COLUMNS", "Curve", "ImageCurves", "curve_images", "mean_curves", "read_records", "references",
+    "to_compressai_json", "write_records",
+]  # fmt: skip
 
 COLUMNS = ("method", "family", "order", "task", "image", "level", "bytes", "bpp", "metric", "value")
 KEY = ["method", "task", "image", "level", "metric"]
@@ -61,8 +53,7 @@ def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str
         path: ends in ``.csv``, ``.csv.gz`` or ``.parquet``.
 
     Raises:
-        UserError: there is no row, columns are missing or unknown, a row is there twice, or a number is no
-            number.
+        UserError: there is no row, columns are missing or unknown, a row is there twice, or a number is no number.
     """
     if not isinstance(records, pd.DataFrame):
         records = pd.DataFrame(list(records))
@@ -70,19 +61,16 @@ def write_records(records: pd.DataFrame | Iterable[Mapping[str, Any]], path: str
         raise UserError(f"{path}: there are no records to write; evaluate at least one image.")
     records = _checked(records, str(path))
     if Path(path).suffix == ".parquet":
-        buffer = io.BytesIO()
         # As doubles that have no value twice pack best: all first bytes, then all second ones, and so on.
-        records.to_parquet(
-            buffer, index=False, compression="zstd", compression_level=19,
+        data = records.to_parquet(
+            index=False, compression="zstd", compression_level=19,
             use_dictionary=[column for column in COLUMNS if column != "value"],
             column_encoding={"value": "BYTE_STREAM_SPLIT"},
         )  # fmt: skip
-        write_atomically(path, buffer.getvalue())
-        return
-    text = io.StringIO()
-    records.to_csv(text, index=False, lineterminator="\n")
-    data = text.getvalue().encode()
-    write_atomically(path, gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
+    else:
+        data = records.to_csv(index=False, lineterminator="\n").encode()
+        data = gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data
+    write_atomically(path, data)
 
 
 def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.DataFrame:
@@ -103,16 +91,13 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> pd.D
             raise UserError(f"{path}: no such file of records; run the evaluation that writes it.")
         try:
             if Path(path).suffix == ".parquet":
-                tables.append(_checked(pd.read_parquet(path), str(path)))
-                continue
-            table = pd.read_csv(
-                path,
-                dtype=dict.fromkeys(TEXT, str),
+                table = pd.read_parquet(path)
+            else:
                 # "none" and the like are names here, only an empty number is missing.
-                keep_default_na=False,
-                na_values={"bytes": "", "bpp": "", "value": ""},
-                float_precision="round_trip",
-            )
+                table = pd.read_csv(
+                    path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False,
+                    na_values={"bytes": "", "bpp": "", "value": ""}, float_precision="round_trip",
+                )  # fmt: skip
         except (ValueError, UnicodeDecodeError, OSError, EOFError) as error:
             raise UserError(f"{path} is not a table of records: evaluate again.") from error
         tables.append(_checked(table, str(path)))
@@ -189,28 +174,19 @@ def mean_curves(records: pd.DataFrame, metric: str) -> dict[tuple[str, str], Cur
     Raises:
         UserError: the metric is not in the records, or a curve lacks an image at some of its levels.
     """
-    rows = _of_metric(records, metric)
-    rows = rows[~_uncompressed(rows)]
+    rows = _of_metric(records, metric, uncompressed=False)
     curves = {}
     for (method, task), part in rows.groupby(["method", "task"], sort=True):
         images = tuple(sorted(part["image"].unique()))
         points = []
         for level, point in part.groupby("level"):
-            absent = sorted(set(images) - set(point["image"]))
-            if absent:
-                raise UserError(
-                    f"The records of {method}, {task}, level {level} lack {metric} of image {absent[0]}: "
-                    "evaluate again."
-                )
+            if absent := sorted(set(images) - set(point["image"])):
+                where = f"{method}, {task}, level {level}"
+                raise UserError(f"The records of {where} lack {metric} of image {absent[0]}: evaluate again.")
             # skipna: a missing value must not silently shrink the set of images.
             points.append((point["bpp"].mean(), point["value"].mean(skipna=False), level))
-        points.sort()
-        curves[method, task] = Curve(
-            level=tuple(p[2] for p in points),
-            bpp=np.array([p[0] for p in points]),
-            value=np.array([p[1] for p in points]),
-            images=images,
-        )
+        bpp, value, level = zip(*sorted(points), strict=True)
+        curves[method, task] = Curve(level, np.array(bpp), np.array(value), images)
     return curves
 
 
@@ -236,8 +212,7 @@ def curve_images(
         KeyError: a curve is not in the records.
     """
     means = mean_curves(records, metric)
-    rows = _of_metric(records, metric)
-    rows = rows[~_uncompressed(rows)]
+    rows = _of_metric(records, metric, uncompressed=False)
     out = {}
     for method, task in curves:
         mean = means[method, task]
@@ -254,63 +229,47 @@ def curve_images(
 
 def references(records: pd.DataFrame, metric: str) -> dict[str, dict[str, float]]:
     """Means over images of the uncompressed methods: method -> task -> value."""
-    rows = _of_metric(records, metric)
-    rows = rows[_uncompressed(rows)]
+    rows = _of_metric(records, metric, uncompressed=True)
     means: dict[str, dict[str, float]] = {}
     for (method, task), part in rows.groupby(["method", "task"], sort=True):
         means.setdefault(method, {})[task] = float(part["value"].mean(skipna=False))
     return means
 
 
-def _uncompressed(rows: pd.DataFrame) -> pd.Series:
-    return (rows["level"] == UNCOMPRESSED_LEVEL) | (rows["bpp"] == UNCOMPRESSED_BPP)
-
-
-def _of_metric(records: pd.DataFrame, metric: str) -> pd.DataFrame:
+def _of_metric(records: pd.DataFrame, metric: str, uncompressed: bool) -> pd.DataFrame:
+    """Rows of a metric: those without compression, or the others."""
     rows = records[records["metric"] == metric]
     if not len(rows):
         known = ", ".join(sorted(records["metric"].unique()))
         raise UserError(f"The records hold no metric {metric!r}: choose among {known}.")
-    return rows
+    return rows[((rows["level"] == UNCOMPRESSED_LEVEL) | (rows["bpp"] == UNCOMPRESSED_BPP)) == uncompressed]
 
 
-def to_compressai_json(
-    records: pd.DataFrame,
-    method: str,
-    task: str,
-    encoding_time: Mapping[str, float] | None = None,
-    decoding_time: Mapping[str, float] | None = None,
-) -> str:
+def to_compressai_json(records: pd.DataFrame, method: str, task: str) -> str:
     """One method's mean curves on one task in the results format of CompressAI, which its plotter reads.
 
-    ``results`` holds lists with one entry a level, sorted by rate: ``bpp``, ``psnr-rgb``, ``ms-ssim-rgb``
-    (values, not dB), ``ssim-rgb``, other metrics under their own names, and the times if given. A value that
-    does not exist is null.
+    ``results`` holds lists with one entry a level, sorted by rate: ``bpp``, ``psnr-rgb``, ``ms-ssim-rgb`` (values, not
+    dB), ``ssim-rgb``, and other metrics under their own names. A value that does not exist is null.
 
     Args:
-        records: as read by :func:`read_records`.
-        method, task: which curve.
-        encoding_time, decoding_time: level -> seconds per image.
+        records: as read by :func:`read_records`. method, task: which curve.
 
     Raises:
         UserError: no record of this method and task.
     """
     rows = records[(records["method"] == method) & (records["task"] == task)]
-    rows = rows[~_uncompressed(rows)]
-    if not len(rows):
-        raise UserError(f"The records hold no {method} on {task}: evaluate it first.")
-    results: dict[str, list[float | None]] = {}
+    curves = {}
     for metric in sorted(rows["metric"].unique()):
-        curve = mean_curves(rows, metric)[method, task]
-        if "bpp" not in results:
-            results["bpp"], levels = curve.bpp.tolist(), curve.level
-        if curve.level != levels:
+        if (method, task) in (found := mean_curves(rows, metric)):
+            curves[metric] = found[method, task]
+    if not curves:
+        raise UserError(f"The records hold no {method} on {task}: evaluate it first.")
+    first = next(iter(curves.values()))
+    results: dict[str, list[float | None]] = {"bpp": first.bpp.tolist()}
+    for metric, curve in curves.items():
+        if curve.level != first.level:
             raise UserError(f"The records of {method}, {task} lack {metric} at some levels: evaluate again.")
-        values = [v if np.isfinite(v) else None for v in curve.value.tolist()]
-        results[COMPRESSAI_NAMES.get(metric, metric)] = values
-    for name, times in (("encoding_time", encoding_time), ("decoding_time", decoding_time)):
-        if times is not None:
-            results[name] = [times[level] for level in levels]
-    description = f"{task}, mean over {len(curve.images)} images"
-    document = {"name": method, "description": description, "results": results}
-    return json.dumps(document, indent=2) + "\n"
+        name = COMPRESSAI_NAMES.get(metric, metric)
+        results[name] = [v if np.isfinite(v) else None for v in curve.value.tolist()]
+    description = f"{task}, mean over {len(first.images)} images"
+    return json.dumps({"name": method, "description": description, "results": results}, indent=2) + "\n"

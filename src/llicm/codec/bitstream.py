@@ -62,8 +62,7 @@ def pack(stream: Bitstream) -> bytes:
     Raises:
         ValueError: the size is out of bounds (see `check_size`), or the level is not in 0..15.99.
     """
-    reason = check_size(stream.width, stream.height)
-    if reason:
+    if reason := check_size(stream.width, stream.height):
         raise ValueError(f"image of {reason}")
     level = round(stream.level * LEVEL_UNIT)
     if not 0 <= level < 1 << 16:
@@ -91,16 +90,13 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
     if flags:
         raise BitstreamError(f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows none")
     if len(data) != OVERHEAD_BYTES + size:
-        raise BitstreamError(
-            f"truncated or extended .llicm file: {len(data)} bytes, its header says {OVERHEAD_BYTES + size}"
-        )
+        sizes = f"{len(data)} bytes, its header says {OVERHEAD_BYTES + size}"
+        raise BitstreamError(f"truncated or extended .llicm file: {sizes}")
     if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack(data[-_CHECKSUM.size :])[0]:
         raise BitstreamError("altered .llicm file: its checksum does not match its content")
-    reason = check_size(width, height)
-    if reason:
+    if reason := check_size(width, height):
         raise BitstreamError(f"a .llicm file that declares {reason}")
     if model is not None and written_by != model[:4]:
-        raise BitstreamError(
-            f"written by model {written_by.hex()}, but the loaded model is {model[:4].hex()}: load the matching weights"
-        )
+        models = f"written by model {written_by.hex()}, but the loaded model is {model[:4].hex()}"
+        raise BitstreamError(f"{models}: load the matching weights")
     return Bitstream(written_by, height, width, level / LEVEL_UNIT, bytes(data[_HEADER.size : -_CHECKSUM.size]))

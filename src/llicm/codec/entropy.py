@@ -29,7 +29,7 @@ _ANS = constriction.stream.stack.AnsCoder
 
 
 class Tables:
-    """Frequency tables, one for each kind of symbol.
+    """Frequency tables, one for each context of a symbol.
 
     Args:
         frequencies: positive integers; the last one of a table is that of the escape symbol.
@@ -62,7 +62,7 @@ class Encoder:
         """Add symbols.
 
         Args:
-            tables: of their kinds. kinds: (n,) integers, the table of each. values: (n,) integers.
+            indexes: (n,) integers, the table of each symbol. values: (n,) integers.
 
         Raises:
             ValueError: a value is beyond `SYMBOL_LIMIT`.
@@ -71,8 +71,8 @@ class Encoder:
             raise ValueError(f"a symbol is beyond {SYMBOL_LIMIT}: the weights are damaged or not trained")
         self._sum = _checksum(values, self._sum)
         beyond = []
-        for index, places in _groups(indexes, len(tables)):
-            entry = values[places] - tables.first[index]
+        for index, positions in _groups(indexes, len(tables)):
+            entry = values[positions] - tables.first[index]
             escape = tables.escape[index]
             high, low = entry >= escape, entry < 0
             outside = high | low
@@ -119,28 +119,28 @@ class Decoder:
         self._sum = zlib.crc32(frame)
 
     def symbols(self, tables: Tables, indexes: np.ndarray) -> np.ndarray:
-        """Symbols (n,) int32 of the kinds (n,).
+        """Symbols (n,) int32 under the tables of these indexes (n,).
 
         Raises:
             BitstreamError: nonsense behind an escape.
         """
         values = np.zeros(len(indexes), np.int32)
         escaped, escapes = [], []
-        for index, places in _groups(indexes, len(tables)):
-            entry = self._coder.decode(tables.models[index], len(places))
-            values[places] = entry + tables.first[index]
+        for index, positions in _groups(indexes, len(tables)):
+            entry = self._coder.decode(tables.models[index], len(positions))
+            values[positions] = entry + tables.first[index]
             outside = entry == tables.escape[index]
             if outside.any():
-                escaped.append(places[outside])
+                escaped.append(positions[outside])
                 escapes.append(np.full(int(outside.sum()), index))
         if escaped:
-            places, index = np.concatenate(escaped), np.concatenate(escapes)
-            number = self._numbers(len(places))
+            positions, index = np.concatenate(escaped), np.concatenate(escapes)
+            number = self._numbers(len(positions))
             if number.max(initial=0) > 2 * SYMBOL_LIMIT + 1:
                 raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
             first = np.asarray(tables.first)[index]
             beyond = first + np.asarray(tables.escape)[index] + number // 2
-            values[places] = np.where(number % 2 == 0, beyond, first - (number + 1) // 2)
+            values[positions] = np.where(number % 2 == 0, beyond, first - (number + 1) // 2)
         self._sum = _checksum(values, self._sum)
         return values
 
@@ -172,8 +172,8 @@ def _checksum(values: np.ndarray, start: int) -> int:
 
 
 def _groups(indexes: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
-    """Each kind that occurs, ascending, with the places (in order) where it does."""
+    """Each index that occurs, ascending, with the positions (in order) where it does."""
     order = np.argsort(indexes, kind="stable")
     ends = np.cumsum(np.bincount(indexes, minlength=count))
     starts = ends - np.diff(ends, prepend=0)
-    return [(k, order[a:b]) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
+    return [(i, order[a:b]) for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]

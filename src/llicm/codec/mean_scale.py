@@ -24,29 +24,29 @@ interpolation between levels).
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models import CompressionModel
 from compressai.models.utils import conv
 from compressai.ops import quantize_ste
 from scipy.special import ndtr
-from torch import Tensor
+from torch import Tensor, nn
 
 from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
-from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.errors import BitstreamError, UserError
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.limits import check_size
-from llicm.weights import round_parameters
+from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
+from llicm.weights import round_parameters
 
-__all__ = ["CODECS", "GainedHyperprior", "make_codec", "register_codec"]
+__all__ = ["MeanScaleHyperprior"]
 
-CODECS: dict[str, type[nn.Module]] = {}
 STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
 HYPER_LIMIT = 127  # of the hyper-latent's symbols: h_s takes 8-bit integers
 
@@ -58,37 +58,21 @@ FIRST_SCALE = -3 * OCTAVE
 TABLES = 81
 
 
-def register_codec(name: str):
-    """Class decorator: make a codec selectable as `codec.name` in params.yaml."""
-
-    def add(cls):
-        CODECS[name] = cls
-        return cls
-
-    return add
-
-
-def make_codec(name: str, **config) -> nn.Module:
-    """The codec registered as `name`.
-
-    Raises:
-        UserError: no codec of that name.
-    """
-    if name not in CODECS:
-        raise UserError(f"params.yaml: codec.name '{name}' is unknown; choose one of {', '.join(sorted(CODECS))}")
-    return CODECS[name](**config)
+def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """A layer that gives zero until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class _Block(nn.Module):
-    """Residual block of two 3x3 convolutions, told the level by FiLM (Perez et al., AAAI 2018)."""
+    """Residual block of two 3x3 convolutions, conditioned on the level by FiLM (Perez et al., AAAI 2018)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.film = nn.Linear(2, 2 * width)
+        self.film = _zeroed(nn.Linear(2, 2 * width))
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
@@ -97,8 +81,11 @@ class _Block(nn.Module):
         return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
 
 
-class _Transform(nn.Sequential):
-    """Layers in a row; the blocks among them are told the `place` (N,) of the level in [0, 1]."""
+class _Transform(nn.ModuleList):
+    """Layers in a row, of which blocks also take the relative level (N,) in [0, 1]."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(layers)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         for layer in self:
@@ -111,13 +98,12 @@ class HyperSynthesis(nn.Sequential):
 
     def __init__(self, channels: int, outputs: int):
         inner = {"unit": ACTIVATION_UNIT, "largest": 255}
-        super().__init__(
-            IntegerConv(channels, 4 * channels, 3, 1, HYPER_LIMIT), nn.PixelShuffle(2),
-            IntegerConv(channels, 4 * channels, 3, **inner), nn.PixelShuffle(2),
-            IntegerConv(channels, 2 * channels, 3, **inner), IntegerConv(2 * channels, outputs, 1, **inner),
-        )  # fmt: skip
+        first = IntegerConv(channels, 4 * channels, 3, 1, HYPER_LIMIT)
+        second, third = (IntegerConv(channels, n * channels, 3, **inner) for n in (4, 2))
+        last = IntegerConv(2 * channels, outputs, 1, **inner)
         with torch.no_grad():
-            self[-1].weight.mul_(0.3)
+            last.weight.mul_(0.3)
+        super().__init__(first, nn.PixelShuffle(2), second, nn.PixelShuffle(2), third, last)
 
     def forward(self, z: Tensor) -> Tensor:
         first, shuffle, second, _, third, last = self
@@ -126,8 +112,8 @@ class HyperSynthesis(nn.Sequential):
         return last(activate(third(x)))
 
 
-@register_codec("mean-scale")
-class GainedHyperprior(CompressionModel):
+@CODECS.register("mean-scale")
+class MeanScaleHyperprior(CompressionModel):
     """Variable-rate mean-scale hyperprior.
 
     Args:
@@ -137,23 +123,29 @@ class GainedHyperprior(CompressionModel):
             Level l in [0, len(lambdas) - 1] is continuous; between two levels gains are interpolated geometrically.
     """
 
+    stride = STRIDE
+    # What the entropy coder needs, shipped with the weights and made once, by `update`.
+    offsets: Tensor  # for each level and channel log2 of gain and standard deviation in 1/64 octave
+    frequencies: Tensor  # of all tables, one after the other, those of z before those of y
+    lengths: Tensor  # of the tables
+    first: Tensor  # symbol of each table's first entry
+
     def __init__(self, N: int, M: int, lambdas: list[float]):
         super().__init__()
-        self.config = {"name": "mean-scale", "N": N, "M": M, "lambdas": list(lambdas)}
+        self.config: dict[str, Any] = {"name": "mean-scale", "N": N, "M": M, "lambdas": list(lambdas)}
         self.dct = BlockDCT(M)
         self.g_a = _Transform(
             nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), _Block(N),
             nn.Conv2d(N, 2 * N, 2, stride=2), _Block(2 * N), nn.Conv2d(2 * N, 2 * N, 2, stride=2), _Block(2 * N),
         )  # fmt: skip
-        self.decide = nn.Sequential(nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), nn.Conv2d(2 * N, 2 * M, 1))
+        self.decide = nn.Sequential(
+            nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), _zeroed(nn.Conv2d(2 * N, 2 * M, 1))
+        )
         self.g_s = _Transform(
             nn.Conv2d(M, 2 * N, 1), _Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
             _Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2),
-            _Block(N), nn.Conv2d(N, 48, 3, padding=1), nn.PixelShuffle(4),
+            _Block(N), _zeroed(nn.Conv2d(N, 48, 3, padding=1)), nn.PixelShuffle(4),
         )  # fmt: skip
-        for last in (self.decide[-1], self.g_s[-2]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
         self.h_a = nn.Sequential(
             conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
             conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
@@ -166,14 +158,12 @@ class GainedHyperprior(CompressionModel):
         start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
         self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
         self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
-        # What the entropy coder needs, shipped with the weights and made once, by `update`: for each level and channel
-        # log2 of gain and spread in 1/64 octave; the tables' frequencies, one after the other; how many entries belong
-        # to each of them, those of z before those of y; the symbol of each first entry.
         self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
         self.register_buffer("frequencies", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("lengths", torch.zeros(N + TABLES, dtype=torch.int32))
         self.register_buffer("first", torch.zeros(N + TABLES, dtype=torch.int32))
-        self._coding = None
+        self._coding: tuple[Tables, Tables] | None = None
+        self._cached_id: bytes | None = None
 
     @property
     def levels(self) -> int:
@@ -187,8 +177,8 @@ class GainedHyperprior(CompressionModel):
 
     def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and inverse gain (N, M, 1, 1) at each continuous level of `level` (N,)."""
-        both = (_interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
-        return tuple(both)
+        gain, inverse = (_interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
+        return gain, inverse
 
     def forward(self, x: Tensor, level: Tensor) -> dict:
         """Training pass: noise for the rate, straight-through rounding for the decoder.
@@ -204,7 +194,9 @@ class GainedHyperprior(CompressionModel):
         z = self.h_a(squash(y)).float()
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
             _, z_likelihoods = self.eb_z(z)
-        scales, means = self._y_parameters(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), gain)
+        log_scale, mean = self.h_s(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))).chunk(2, 1)
+        unit = gain * self.dct.std  # h_s predicts in units of each coefficient's usual standard deviation
+        scales, means = unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
         with torch.autocast(x.device.type, enabled=False):
             _, y_likelihoods = self.gaussian_y(y, scales, means)
         y_hat = quantize_ste(y - means) + means
@@ -224,10 +216,8 @@ class GainedHyperprior(CompressionModel):
         self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
         self.eb_z.update(force=True)
         median = self.eb_z.quantiles[:, 0, 1].int()
-        counts = [
-            np.diff(cdf[:length].numpy())
-            for cdf, length in zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
-        ]
+        cdfs = zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
+        counts = [np.diff(cdf[:length].numpy()) for cdf, length in cdfs]
         first = (median + self.eb_z._offset).tolist()
         for index in range(TABLES):
             scale = 2.0 ** ((FIRST_SCALE + index * TABLE_STEP) / OCTAVE)
@@ -243,7 +233,7 @@ class GainedHyperprior(CompressionModel):
         self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + std)).round())
         self._coding = self._cached_id = None
 
-    def load_state_dict(self, state_dict, strict: bool = True):
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
         self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
         self._coding = self._cached_id = None
         return super().load_state_dict(state_dict, strict)
@@ -267,8 +257,7 @@ class GainedHyperprior(CompressionModel):
             ValueError: x is not finite, or too large.
         """
         height, width = x.shape[-2:]
-        reason = check_size(width, height)
-        if reason:
+        if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
         if not torch.isfinite(x).all():
             raise ValueError("the image has NaN or infinite values")
@@ -301,7 +290,7 @@ class GainedHyperprior(CompressionModel):
             raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
         at = torch.tensor([stream.level])
         gain, inverse = self.gains(at)
-        residual, means = self.symbols(stream, gain)
+        _, _, residual, means = self._read(stream, gain)
         y_hat = residual + means
         x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
         if not torch.isfinite(x_hat).all():
@@ -321,29 +310,15 @@ class GainedHyperprior(CompressionModel):
         encoder = Encoder(frame)
         encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
         encoder.check()
-        indexes = indexes.flatten().numpy()
-        coded = np.flatnonzero(indexes)
-        encoder.symbols(y_tables, indexes[coded], residual.flatten().numpy()[coded].astype(np.int64))
+        flat = indexes.flatten().numpy()
+        coded = np.flatnonzero(flat)
+        encoder.symbols(y_tables, flat[coded], residual.flatten().numpy()[coded].astype(np.int64))
         encoder.check()
         return encoder.finish()
 
     @torch.no_grad()
-    def symbols(self, stream: Bitstream, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Residuals of y, exact on any machine, and means (1, M, H/16, W/16), both in quantiser steps.
-
-        Args:
-            gain: (1, M, 1, 1), that of the level, if at hand.
-
-        Raises:
-            BitstreamError: the payload was not made for this image.
-        """
-        gain = self.gains(torch.tensor([stream.level]))[0] if gain is None else gain
-        _, _, residual, means = self._read(stream, gain)
-        return residual, means
-
-    @torch.no_grad()
     def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols of z, tables and residuals of y: all that is coded, for one who wants to look or to `code` it again.
+        """Symbols of z, tables and residuals of y: all that is coded, exact on any machine; `code` codes them again.
 
         Raises:
             BitstreamError: the payload was not made for this image.
@@ -352,11 +327,11 @@ class GainedHyperprior(CompressionModel):
         return z_hat[0], indexes[0], residual[0]
 
     def _read(self, stream: Bitstream, gain: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z (1, N, h, w); of y tables, residuals and means (1, M, 4 h, 4 w)."""
+        """z (1, N, h, w); of y tables, residuals and means in quantiser steps (1, M, 4 h, 4 w)."""
         z_tables, y_tables = self._tables()
         rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
         decoder = Decoder(stream.payload, stream.frame)
-        shape = (self.config["N"], rows, columns)
+        shape = torch.Size((self.config["N"], rows, columns))
         z_hat = torch.from_numpy(decoder.symbols(z_tables, _channels(shape))).float().view(1, *shape)
         decoder.check()
         if float(z_hat.abs().max()) > HYPER_LIMIT:
@@ -393,7 +368,7 @@ class GainedHyperprior(CompressionModel):
         return self._coding
 
     def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
-        """Image (N, 3, H, W), sides multiples of 16, to the latent (N, M, H/16, W/16) in quantiser steps."""
+        """Image (N, 3, H, W), sides multiples of 64, to the latent (N, M, H/16, W/16) in quantiser steps."""
         x = x - 0.5
         y = self.dct(x) * gain
         known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
@@ -404,22 +379,16 @@ class GainedHyperprior(CompressionModel):
         """Latent behind the inverse gain to image, not clamped."""
         return self.dct.inverse(y) + self.g_s(y / self.dct.std, self.relative_level(level)).float() + 0.5
 
-    def _y_parameters(self, z_hat: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales and means of y in quantiser steps; predicted in units of each coefficient's usual spread."""
-        log_scale, mean = self.h_s(z_hat).chunk(2, 1)
-        unit = gain * self.dct.std
-        return unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
-
     def relative_level(self, level: Tensor) -> Tensor:
         """Level on a scale from 0 (lowest rate) to 1 (highest)."""
         return level / max(self.levels - 1, 1)
 
     def _id(self) -> bytes:
-        if getattr(self, "_cached_id", None) is None:
+        if self._cached_id is None:
             self._cached_id = self.model_id()
         return self._cached_id
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "MeanScaleHyperprior":
         self._cached_id = self._coding = None  # weights may change from here on
         return super().train(mode)
 
@@ -433,6 +402,6 @@ def _interpolate(table: Tensor, level: Tensor) -> Tensor:
     return table[low] * (1 - share) + table[high] * share
 
 
-def _channels(shape: tuple[int, ...]) -> np.ndarray:
+def _channels(shape: torch.Size) -> np.ndarray:
     """The channel of each element of a flattened (C, h, w)."""
     return np.repeat(np.arange(shape[0]), shape[1] * shape[2])
