@@ -10,9 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from llicm.report import figures
-from llicm.benchmark.bdrate import bd_table, headline
+from llicm.benchmark.bdrate import bd_table
 from llicm.errors import UserError
+from llicm.methods import Method
+from llicm.report import figures
+from llicm.report.lines import line_styles
+from llicm.report.pictures import picture_rows
+from llicm.report.recognition import confusion
+from llicm.report.style import WIDTH, save_figure
+from llicm.report.tables import bd_markdown
 
 TASKS = ["noisy", "rainy", "hazy", "low-light", "motion-blurry", "snowy"]
 METHODS = {  # name -> family, order
@@ -20,6 +26,11 @@ METHODS = {  # name -> family, order
     for codec in ("jpeg", "webp", "rdo")
     for before, after, order in (("", "", "alone"), ("", ">restorer", "after"), ("restorer>", "", "before"))
 } | {"rdo>adapted": ("adapted", "after"), "llicm": ("llicm", "after")}
+PLACES = {"alone": (None, None), "after": (None, "restorer"), "before": ("restorer", None)}
+TYPED = {
+    name: Method(name, group, "baseline", group, group not in ("jpeg", "webp"), *PLACES[order], (0.0,))
+    for name, (group, order) in METHODS.items()
+}
 RATES = {"jpeg": (0.28, 3.2), "webp": (0.2, 2.4), "rdo": (0.12, 1.1), "adapted": (0.12, 1.1), "llicm": (0.11, 1.0)}
 INPUT = {"noisy": 22.0, "rainy": 24.5, "hazy": 14.5, "low-light": 9.5, "motion-blurry": 24.0, "snowy": 20.5}
 GAIN = {"noisy": 6.0, "rainy": 3.5, "hazy": 5.0, "low-light": 9.0, "motion-blurry": 1.6, "snowy": 4.0}
@@ -77,12 +88,12 @@ def table(records):
 
 
 def saved(figure, tmp_path):
-    figures.save_figure(figure, tmp_path / "figure.png", dpi=60)
+    save_figure(figure, tmp_path / "figure.png", dpi=60)
     return (tmp_path / "figure.png").read_bytes()
 
 
 def test_rate_perception(records, tmp_path):
-    figure = figures.rate_perception(records, "psnr", TASKS, list(METHODS))
+    figure = figures.rate_perception(records, "psnr", TASKS, list(TYPED.values()))
     assert [axis.get_title() for axis in figure.axes] == TASKS
     axis = figure.axes[0]
     lines = [line for line in axis.lines if line.get_marker() not in ("", "None")]
@@ -99,30 +110,31 @@ def test_rate_perception(records, tmp_path):
     assert by_name["jpeg"].get_linestyle() != by_name["jpeg>restorer"].get_linestyle()
     mean = records[(records.method == "llicm") & (records.task == "noisy") & (records.metric == "psnr")]
     np.testing.assert_allclose(by_name["llicm"].get_ydata(), mean.groupby("level").value.mean())
-    again = figures.rate_perception(records, "psnr", TASKS, list(METHODS))
+    again = figures.rate_perception(records, "psnr", TASKS, list(TYPED.values()))
     assert saved(figure, tmp_path) == saved(again, tmp_path)
 
 
-def test_few_panels_linear_axis_own_references_and_unknown_families(records):
+def test_few_panels_linear_axis_own_references_and_unknown_codecs(records):
     part = records[records.method.isin(["rdo", "llicm"])].copy()
-    part["family"] = part["family"].replace("rdo", "elic")
-    part["order"] = part["order"].replace("after", "joint")
-    figure = figures.rate_perception(part, "piqe", ["hazy"], references={"input": {"hazy": 50.0, "noisy": 1.0}})
+    elic = Method("rdo", "elic", "baseline", "elic", True, None, None, (0.0,))
+    own = {"input": {"hazy": 50.0, "noisy": 1.0}}
+    figure = figures.rate_perception(part, "piqe", ["hazy"], [elic, TYPED["llicm"]], references=own)
     (axis,) = figure.axes
     assert axis.get_xscale() == "linear" and axis.get_xlim()[0] == 0
     assert len(axis.lines) == 3 and len({line.get_color() for line in axis.lines}) == 3
     assert axis.get_ylabel() == "PIQE (lower is better)"
     with pytest.raises(UserError, match="no task 'foggy' to draw: choose among hazy"):
-        figures.rate_perception(records, "psnr", ["foggy"])
+        figures.rate_perception(records, "psnr", ["foggy"], [TYPED["rdo"]])
     with pytest.raises(UserError, match="no method 'bpg'"):
-        figures.rate_perception(records, "psnr", methods=["bpg"])
+        bpg = Method("bpg", "bpg", "baseline", "bpg", False, None, None, (0.0,))
+        figures.rate_perception(records, "psnr", None, [bpg])
 
 
 def test_files_are_stable_whole_and_free_of_the_readers_settings(records, tmp_path):
     import matplotlib
 
     def draw():
-        return figures.rate_perception(records, "psnr", ["noisy"], ["llicm", "rdo"])
+        return figures.rate_perception(records, "psnr", ["noisy"], [TYPED["llicm"], TYPED["rdo"]])
 
     first = saved(draw(), tmp_path)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black", "savefig.dpi": 30}):
@@ -131,7 +143,7 @@ def test_files_are_stable_whole_and_free_of_the_readers_settings(records, tmp_pa
         assert set(file.info) <= {"dpi"} and file.width > 100
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
     with pytest.raises(ValueError, match=".png"):
-        figures.save_figure(draw(), tmp_path / "figure.pdf", dpi=60)
+        save_figure(draw(), tmp_path / "figure.pdf", dpi=60)
 
 
 def test_heatmap_and_markdown_tell_the_same(table, tmp_path):
@@ -143,16 +155,17 @@ def test_heatmap_and_markdown_tell_the_same(table, tmp_path):
     assert len(cells) == 10 * 7
     hatched = [patch for patch in axis.patches if patch.get_hatch()]
     undefined = table[(table.metric == "psnr") & table.bd_rate.isna()]
-    means = [headline(table, "llicm", a, "psnr") for a in dict.fromkeys(table.anchor)]
+    rates = table[table.metric == "psnr"].groupby("anchor", sort=False)["bd_rate"]
+    means = [(rate.mean(), rate.count()) for _, rate in rates]
     assert len(undefined) > 0, "the synthetic study must hold undefined comparisons"
-    assert len(hatched) == len(undefined) + sum(m.bd_rate is None for m in means)
+    assert len(hatched) == len(undefined) + sum(defined == 0 for _, defined in means)
     assert all(("n/a" in c) == (c in ("n/a", "n/a\nbetter", "n/a\nworse")) for c in cells)
-    for i, mean in enumerate(means):
-        assert cells[7 * i + 6].startswith("n/a" if mean.bd_rate is None else f"{mean.bd_rate:+.1f}")
-        assert ("of 6" in cells[7 * i + 6]) == (0 < mean.defined < 6)
+    for i, (mean, defined) in enumerate(means):
+        assert cells[7 * i + 6].startswith(f"{mean:+.1f}" if defined else "n/a")
+        assert ("of 6" in cells[7 * i + 6]) == (0 < defined < 6)
     assert saved(figure, tmp_path) == saved(figures.bd_heatmap(table, "psnr", "llicm", tasks=TASKS), tmp_path)
 
-    text = figures.bd_markdown(table, "psnr", "llicm", tasks=TASKS)
+    text = bd_markdown(table, "psnr", "llicm", tasks=TASKS)
     lines = text.splitlines()
     assert lines[0] == "| anchor | " + " | ".join(TASKS) + " | mean |"
     assert all(line.count("|") == 9 for line in lines[:12])
@@ -160,7 +173,7 @@ def test_heatmap_and_markdown_tell_the_same(table, tmp_path):
     shown = [c for i, c in enumerate(cells) if i % 7 != 6]
     assert [c.split(" ")[0].rstrip("%") for c in flat] == [c.split("\n")[0] for c in shown]
     assert sum(line.startswith("- ") for line in lines) == len(undefined)
-    assert figures.bd_markdown(table, "psnr", "llicm", reasons=False).count("\n- ") == 0
+    assert bd_markdown(table, "psnr", "llicm", reasons=False).count("\n- ") == 0
 
 
 def test_colours_are_centred_at_zero_and_blue_is_good():
@@ -173,11 +186,11 @@ def test_colours_are_centred_at_zero_and_blue_is_good():
         good, zero, bad = (patch.get_facecolor() for patch in figure.axes[0].patches[:3])
         assert good[2] > good[0] and bad[0] > bad[2] and min(zero[:3]) > 0.95
     assert "+400.0" in [text.get_text() for text in figures.bd_heatmap(rows, "psnr", "t").axes[0].texts]
-    assert "+1.00" in figures.bd_markdown(rows, "psnr", "t", value="quality")
+    assert "+1.00" in bd_markdown(rows, "psnr", "t", value="quality")
     with pytest.raises(UserError, match="no psnr of llicm"):
         figures.bd_heatmap(rows, "psnr", "llicm")
     with pytest.raises(UserError, match="no anchor 'b'"):
-        figures.bd_markdown(rows, "psnr", "t", anchors=["b"])
+        bd_markdown(rows, "psnr", "t", anchors=["b"])
 
 
 def test_several_metrics(table):
@@ -205,7 +218,7 @@ def strip(height=120, width=160, seed=0):
 
 def test_pictures_keep_their_shape_and_text(tmp_path):
     rows = [(task, strip(120, 160 if i else 90, i)) for i, task in enumerate(TASKS[:3])]
-    figure = figures.picture_rows(rows)
+    figure = picture_rows(rows)
     assert len(figure.axes) == 15
     width, height = figure.get_size_inches()
     for axis, (_, columns) in zip(figure.axes[::5], rows, strict=True):
@@ -214,29 +227,11 @@ def test_pictures_keep_their_shape_and_text(tmp_path):
     words = [text.get_text() for text in figure.texts]
     assert words.count("26.11 dB") == 3 and words.count("rainy") == 1
     assert words.count("X_ideal") == 1, "titles stand once"
-    assert saved(figure, tmp_path) == saved(figures.picture_rows(rows), tmp_path)
-    assert len(figures.picture_strip(strip()).axes) == 5
+    assert saved(figure, tmp_path) == saved(picture_rows(rows), tmp_path)
+    assert len(picture_rows([("", strip())]).axes) == 5
     for wrong in ([], [("noisy", [])], [("noisy", strip()), ("hazy", strip()[:2])]):
         with pytest.raises(ValueError, match="same number of pictures"):
-            figures.picture_rows(wrong)
-
-
-def test_training_curves(tmp_path):
-    steps = np.arange(0, 1000, 50)
-    logs = {
-        name: pd.DataFrame({"step": steps} | {t: INPUT[t] + g * (1 - np.exp(-steps / 300)) for t in TASKS})
-        for name, g in (("restorer", 2.0), ("llicm", 3.0))
-    }
-    logs["llicm"].loc[3, "noisy"] = np.nan
-    figure = figures.training_curves(logs, label="PSNR (dB)")
-    assert [axis.get_title() for axis in figure.axes] == TASKS
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [20, 19]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["restorer", "llicm"]
-    assert saved(figure, tmp_path)
-    with pytest.raises(UserError, match="log of codec has no column 'step'"):
-        figures.training_curves({"codec": pd.DataFrame({"loss": [1.0]})})
-    with pytest.raises(UserError, match="no quantity to draw"):
-        figures.training_curves({"codec": pd.DataFrame({"step": [1]})})
+            picture_rows(wrong)
 
 
 def recognised(guesses):
@@ -257,7 +252,7 @@ def test_confusion(tmp_path):
         2.0: right,
         0.0: right | {"hazy": ["clean"] * 4, "noisy": ["noisy", "noisy", "hazy", "clean"]},
     })  # fmt: skip
-    figure = figures.confusion(table, core=["hazy", "noisy"], title="Recognised")
+    figure = confusion(table, core=["hazy", "noisy"], title="Recognised")
     assert [axis.get_title() for axis in figure.axes] == [
         "uncompressed\ncore tasks 100%, all 100% right",
         "level 4\ncore tasks 88%, all 92% right",
@@ -273,21 +268,34 @@ def test_confusion(tmp_path):
     assert cells[2] == {(0, 2): "100", (1, 1): "50", (1, 0): "25", (1, 2): "25", (2, 2): "100"}
     assert all(len(axis.lines) == 2 and axis.lines[0].get_ydata()[0] == 1.5 for axis in figure.axes)
     assert "Recognised" in [text.get_text() for text in figure.texts]
-    again = figures.confusion(table, core=["hazy", "noisy"], title="Recognised")
-    assert figure.get_size_inches()[0] <= figures.WIDTH and saved(figure, tmp_path) == saved(again, tmp_path)
+    again = confusion(table, core=["hazy", "noisy"], title="Recognised")
+    assert figure.get_size_inches()[0] <= WIDTH and saved(figure, tmp_path) == saved(again, tmp_path)
 
 
 def test_confusion_of_chosen_words_and_levels():
     table = recognised({1.0: {"hazy": ["noisy", "hazy"], "noisy": ["noisy"], "clean": ["hazy"]}})
-    (axis,) = figures.confusion(table, ["noisy", "hazy"]).axes
+    (axis,) = confusion(table, ["noisy", "hazy"]).axes
     assert axis.get_title() == "level 1\n75% right" and not axis.lines
     assert [text.get_text() for text in axis.texts] == ["100", "50", "50"]
     with pytest.raises(UserError, match="No image of hazy, uncompressed"):
-        figures.confusion(table, ["hazy"], levels=[math.nan])
+        confusion(table, ["hazy"], levels=[math.nan])
     with pytest.raises(UserError, match="no degradation 'foggy' to draw: choose among hazy"):
-        figures.confusion(table, core=["foggy"])
+        confusion(table, core=["foggy"])
     with pytest.raises(UserError, match="empty"):
-        figures.confusion(table[:0])
+        confusion(table[:0])
+
+
+def test_methods_of_a_group_with_several_codecs_have_the_colours_of_theirs():
+    alone = [Method(name, name, "baseline", name, False, None, None, (0.0,)) for name in ("webp", "jpeg")]
+    adapted = [
+        Method(f"{name}>adapted", "conventional", "baseline", name, False, None, "conventional", (0.0,))
+        for name in ("webp", "jpeg")
+    ]
+    styles = line_styles([*alone, *adapted])
+    for name in ("webp", "jpeg"):
+        ours, theirs = styles[f"{name}>adapted"], styles[name]
+        assert ours["color"] == theirs["color"] and ours["linestyle"] == "-." != theirs["linestyle"]
+    assert styles["webp"]["color"] != styles["jpeg"]["color"]
 
 
 def test_diffusion_steps():

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import pandas as pd
 
+from llicm.methods import Method
 from llicm.report import diagrams
-from llicm.report.figures import png
 from llicm.report.interactive import curves_page
+from llicm.report.style import png
+
+METHODS = [
+    Method("webp", "webp", "baseline", "webp", False, None, None, (5.0,)),
+    Method("llicm", "llicm", "test", "llicm", True, None, "llicm", (0.0,)),
+]
 
 
 def records():
@@ -24,8 +30,8 @@ def records():
 
 
 def test_the_page_holds_every_curve_and_needs_no_network():
-    page = curves_page(records(), ["psnr", "niqe_fit"], ["noisy", "hazy"], ["webp", "llicm"])
-    assert page == curves_page(records(), ["psnr", "niqe_fit"], ["noisy", "hazy"], ["webp", "llicm"])
+    page = curves_page(records(), ["psnr", "niqe_fit"], ["noisy", "hazy"], METHODS)
+    assert page == curves_page(records(), ["psnr", "niqe_fit"], ["noisy", "hazy"], METHODS)
     assert page.count('"legendgroup":"llicm"') == page.count('"legendgroup":"webp"') == 4
     assert page.count('"legendgroup":"degraded"') == 4
     assert "<script src=" not in page and "PSNR (dB, higher is better)" in page

@@ -9,46 +9,66 @@ import torch
 
 from llicm.benchmark.bdrate import bd_table
 from llicm.benchmark.records import write_records
-from llicm.codec.mean_scale import make_codec
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
-from llicm.framework import save_part
-from llicm.report.tables import (
-    README_TABLES,
+from llicm.methods import Method
+from llicm.parameters import change, load, read
+from llicm.registry import CODECS, RESTORERS
+from llicm.report import study as sections
+from llicm.report.comparisons import (
     ablation,
-    ablation_markdown,
-    non_monotone_markdown,
+    baselines,
     budgets,
     disagreements,
+    headline,
+    headline_tests,
+    mean_points,
+    of_role,
+    restoration,
+    sampling_steps,
+    specialists,
+    strongest,
+    summary,
+    versus,
+)
+from llicm.report.pictures import kept_crops, strip_rows
+from llicm.report.recognition import recognition_markdown
+from llicm.report.study import Study
+from llicm.report.tables import (
+    ablation_markdown,
     disagreements_markdown,
     extra_markdown,
     full_markdown,
     headline_latex,
     headline_markdown,
-    headline_table,
-    is_baseline,
-    kept_crops,
-    mean_points,
-    readme_results,
-    recognition_markdown,
-    restoration,
-    specialists,
-    steps_of,
-    strip_rows,
-    strongest,
-    summary,
-    update_readme,
-    versus_table,
+    non_monotone_markdown,
+    results_markdown,
     write_comparisons,
     write_compressai,
-    write_runs,
-    write_timing,
 )
-from llicm.restore.direct import make_restorer
-from llicm.pipeline.parameters import load
+from llicm.report.timing import write_runs, write_timing
+from llicm.report.writing import write_json
+from llicm.weights import save_part
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ["noisy", "hazy"]
+
+
+def method(name, role="baseline", codec=None, restorer=None, prefilter=None, **more):
+    """A method whose codec, a model if it is not conventional, has its name."""
+    codec = codec or name
+    levels = more.pop("levels", (0.0, 1.0))
+    return Method(name, name, role, codec, codec not in ("jpeg", "webp"), prefilter, restorer, levels, **more)
+
+
+LLICM, JPEG = method("llicm", "test", restorer="llicm"), method("jpeg")
+SEPARATE = method("rdo>restorer", codec="rdo", restorer="restorer")
+METHODS = [LLICM, JPEG, SEPARATE]
+COMPARISONS = {
+    "llicm_against_codec_then_restorer": ["llicm", "rdo>restorer"],
+    "llicm_against_strongest": ["llicm", "strongest"],
+}
+INTROS = {"llicm_against_codec_then_restorer": "LL-ICM against the same parts", "other": "With another in both"}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +93,7 @@ def table(records):
 
 
 def test_headline_numbers(records, table):
-    numbers = summary(records, table, TASKS)
+    numbers = summary(records, table, METHODS, TASKS, COMPARISONS)
     against = numbers["llicm_against_codec_then_restorer"]
     assert against["bd_rate"] == {"noisy": pytest.approx(-50), "hazy": pytest.approx(-50)}
     assert against["bd_rate_mean"] == pytest.approx(-50) and against["bd_rate_tasks"] == 2
@@ -81,17 +101,31 @@ def test_headline_numbers(records, table):
     assert numbers["llicm_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "rdo>restorer")
     assert numbers["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
     json.dumps(numbers, allow_nan=False)
+    with pytest.raises(UserError, match="no comparison of llicm with webp on noisy"):
+        summary(records, table, METHODS, TASKS, {"a": ["llicm", "webp"]})
 
 
-def test_the_diffusion_restorer_has_its_own_headline(records):
+def test_undefined_numbers_are_null_and_json_has_no_nan(records, table, tmp_path):
+    undefined = table.assign(bd_rate=np.nan)
+    numbers = summary(records, undefined, METHODS, TASKS, COMPARISONS)["llicm_against_strongest"]
+    assert numbers["bd_rate_mean"] is None and numbers["bd_rate"] == dict.fromkeys(TASKS)
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_json({"a": number}, tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_comparisons_are_told_in_words(records):
     names = {"llicm": "llicm-irsde", "rdo>restorer": "rdo>irsde"}
     both = pd.concat([records, records.replace({"method": names})]).drop_duplicates()
     anchors = ["jpeg", "rdo>restorer", "rdo>irsde"]
     found = bd_table(both, ["psnr"], ["llicm", "llicm-irsde"], anchors, TASKS)
-    assert summary(both, found, TASKS)["llicm_irsde_against_codec_then_irsde"]["bd_rate_mean"] == pytest.approx(-50)
-    text = readme_results(both, found, TASKS)
+    pairs = COMPARISONS | {"other": ["llicm-irsde", "rdo>irsde"]}
+    assert summary(both, found, METHODS, TASKS, pairs)["other"]["bd_rate_mean"] == pytest.approx(-50)
+    text = results_markdown(both, found, TASKS, pairs, "llicm", INTROS)
     assert "(`llicm-irsde` against `rdo → irsde`): mean BD-rate -50.0% [-50.0, -50.0] over the 2 of 2 tasks" in text
-    assert "llicm-irsde" not in readme_results(records, found[found["test"] == "llicm"], TASKS)
+    only = found[found["test"] == "llicm"]
+    assert "llicm-irsde" not in results_markdown(records, only, TASKS, COMPARISONS, "llicm", INTROS)
 
 
 def test_seconds_are_published_apart_from_the_pipeline(tmp_path):
@@ -99,8 +133,7 @@ def test_seconds_are_published_apart_from_the_pipeline(tmp_path):
     (tmp_path / "params.yaml").write_text(values)
     out = tmp_path / "results/timing"
     assert write_timing(tmp_path, out) is False and not out.exists()
-    family = load(tmp_path / "params.yaml")["families"]["irsde-steps"]
-    steps = steps_of(family)
+    steps = {method.name: method.steps for method in of_role(load(tmp_path / "params.yaml").methods, "steps")}
     assert sorted(steps.values()) == [1, 4, 10, 100]
     rows = [
         dict(method=m, family="irsde-steps", order="after", task=t, image="a", level="2", bytes=9, bpp=1.0, metric=k,
@@ -117,7 +150,7 @@ def test_seconds_are_published_apart_from_the_pipeline(tmp_path):
 
 
 def test_strongest_is_the_one_with_least_gain(table):
-    assert strongest(table, "llicm", "psnr", "noisy") == "rdo>restorer"
+    assert strongest(table, METHODS, "llicm", "noisy") == "rdo>restorer"
 
 
 def test_points_and_restoration(records):
@@ -132,8 +165,8 @@ def test_compressai_files(records, tmp_path):
     assert found["bpp"] == sorted(found["bpp"]) and found["psnr-rgb"] == [20, 22, 24, 26, 28]
 
 
-def test_readme_tables(records, table):
-    text = readme_results(records, table, TASKS)
+def test_results_in_words(records, table):
+    text = results_markdown(records, table, TASKS, COMPARISONS, "llicm", INTROS)
     assert "mean BD-rate -50.0% [-50.0, -50.0] over the 2 of 2 tasks" in text
     assert "| gain | +4.50 | +4.50 |" in text
 
@@ -176,10 +209,16 @@ def test_ablation(variants):
         ablation(variants, "no-vlm", ["nonesuch"], TASKS, ["psnr"])
 
 
+TITLES = {
+    "no-vlm": "no VLM", "degradation-only": "degradation embedding", "both": "both embeddings",
+    "oracle": "task oracle (one-hot)", "x>y": "x → y",
+}  # fmt: skip
+
+
 def test_ablation_in_words(variants):
     tests = ["degradation-only", "both", "oracle", "x>y"]
     table = ablation(variants, "no-vlm", tests, TASKS, ["ms_ssim", "psnr"])
-    lines = ablation_markdown(table, 1200).splitlines()
+    lines = ablation_markdown(table, 1200, TITLES).splitlines()
     assert "equal budget of 1,200 updates" in lines[0] and "compared with no VLM" in lines[0]
     assert "the 2 test images" in lines[0] and "BD-quality per task" in lines[0]
     assert lines[2] == "| variant | mean BD-rate vs no VLM | tasks where defined | mean BD-PSNR (dB) | noisy | hazy |"
@@ -201,70 +240,38 @@ def test_ablation_says_what_is_undefined(variants):
     apart = variants.copy()
     apart.loc[(apart["method"] == "both") & (apart["task"] == "hazy"), "value"] += 30
     apart.loc[apart["method"] == "x>y", "bpp"] *= 1000
-    text = ablation_markdown(ablation(apart, "no-vlm", ["both", "x>y"], TASKS, ["psnr"]), 1)
+    text = ablation_markdown(ablation(apart, "no-vlm", ["both", "x>y"], TASKS, ["psnr"]), 1, TITLES)
     assert "| 1 of 2 | +15.50" in text and "x → y: cannot be compared." in text
     assert text.splitlines()[5].endswith("| n/a | n/a | n/a |")
 
 
-FILES = README_TABLES
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_readme_shows_the_published_results(name):
-    """The README's tables are those that the pipeline wrote."""
-    shown = (ROOT / "README.md").read_text().split(f"<!-- {name}:begin -->\n")[1].split(f"<!-- {name}:end -->")[0]
-    assert shown.strip() == (ROOT / "results" / FILES[name]).read_text().strip()
-
-
 def test_strips_at_matched_rate(tmp_path):
-    """Also of a baseline that must be told the task."""
+    """Also of a baseline whose restorer takes the true task."""
     torch.manual_seed(0)
     coarse = torch.rand(1, 3, 9, 9)
     photo = torch.nn.functional.interpolate(coarse, (70, 80), mode="bicubic")[0].clamp(0, 1)
     write_pairs({"a": photo, "b": photo.flip(1)}, tmp_path / "pairs", TASKS, 0.5, 0, "val", None)
-    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.06])
+    codec = CODECS.make("mean-scale", N=8, M=12, lambdas=[0.002, 0.06])
     codec.update()
     save_part(codec, tmp_path / "models" / "llicm" / "codec.safetensors")
     for name, context in (("llicm", None), ("oracle", {"words": TASKS})):
-        restorer = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context)
+        restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1], context=context)
         save_part(restorer, tmp_path / "models" / name / "restorer.safetensors")
-    families = {
-        # not in the table, so their weights (there are none) are not asked for
-        "raw": {"codec": "raw", "models": "none", "methods": {"degraded": "alone", "restored": "after"}, "levels": [0]},
-        "variant": {"codec": "learned", "models": "none", "methods": {"variant": "after"}, "levels": [0, 1]},
-        "llicm": {"codec": "learned", "models": "llicm", "methods": {"llicm": "after"}, "levels": [0, 1]},
-        "oracle": {"codec": "jpeg", "models": "oracle", "methods": {"jpeg>oracle": "after"}, "levels": [5, 95]},
-    }
+    methods = [
+        method("variant"),  # not in the table, so its weights (there are none) are not asked for
+        method("llicm", "test", restorer="llicm"),
+        method("jpeg>oracle", codec="jpeg", restorer="oracle", levels=(5.0, 95.0)),
+    ]
     table = pd.DataFrame({
         "test": "llicm", "anchor": "jpeg>oracle", "task": TASKS, "metric": "psnr", "bd_quality": 0.0,
     })  # fmt: skip
-    rows = strip_rows(
-        table, TASKS, families, tmp_path / "models", tmp_path / "vlm", tmp_path / "pairs", image="b", level=1, side=32
-    )
+    pairs, models = tmp_path / "pairs", tmp_path / "models"
+    rows = strip_rows(table, methods, "llicm", TASKS, pairs, models, image="b", level=1, side=32)
     assert [task for task, _ in rows] == TASKS
     for _, columns in rows:
         assert [picture.shape for _, picture, _ in columns] == [(3, 32, 32)] * 6 and columns[-1][2] == "b"
         best, ours = (float(columns[i][2].split(" bpp")[0]) for i in (2, 4))
         assert best == pytest.approx(ours, rel=0.2) and columns[1][2].startswith("jpeg → oracle")
-
-
-def test_readme_is_updated_between_its_markers(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n" + "".join(f"<!-- {n}:begin -->\nold\n<!-- {n}:end -->\nafter\n" for n in FILES))
-    with pytest.raises(UserError, match="dvc repro"):
-        update_readme(readme, tmp_path)
-    for file in FILES.values():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(f"| new {file} |\n")
-    for _ in range(2):
-        update_readme(readme, tmp_path)
-        assert readme.read_text() == "before\n" + "".join(
-            f"<!-- {n}:begin -->\n| new {file} |\n<!-- {n}:end -->\nafter\n" for n, file in FILES.items()
-        )
-    readme.write_text("no markers\n")
-    with pytest.raises(UserError, match="markers"):
-        update_readme(readme, tmp_path)
-    assert readme.read_text() == "no markers\n"
 
 
 def test_recognition_is_given_by_level_in_percent():
@@ -276,14 +283,17 @@ def test_recognition_is_given_by_level_in_percent():
 
 
 def test_the_strongest_baseline_is_no_other_form_of_llicm(records):
-    assert is_baseline("rdo>adapted") and not is_baseline("llicm") and not is_baseline("llicm-irsde")
-    more = records[records["method"] == "llicm"].assign(method="llicm-irsde")
-    table = bd_table(pd.concat([records, more]), ["psnr"], ["llicm"], ["jpeg", "rdo>restorer", "llicm-irsde"], TASKS)
-    assert strongest(table, "llicm", "psnr", "noisy") == "rdo>restorer"
+    methods = [*METHODS, method("other", "test"), method("alone", "specialist")]
+    assert baselines(methods) == {"jpeg", "rdo>restorer"}
+    more = records[records["method"] == "llicm"].assign(method="other")
+    table = bd_table(pd.concat([records, more]), ["psnr"], ["llicm"], ["jpeg", "rdo>restorer", "other"], TASKS)
+    assert strongest(table, methods, "llicm", "noisy") == "rdo>restorer"
+    with pytest.raises(UserError, match="No baseline shares a range of rates with llicm on noisy"):
+        strongest(table, [LLICM], "llicm", "noisy")
 
 
 def test_headline_against_the_strongest(records, table):
-    found = headline_table(records, table, TASKS)
+    found = headline(records, table, METHODS, TASKS, "llicm")
     assert list(found["task"]) == [*TASKS, "mean"] and set(found["anchor"]) == {"rdo>restorer", ""}
     assert found["bd_rate"].tolist() == pytest.approx([-50.0] * 3)
     assert (found["bd_rate_low"] <= found["bd_rate"]).all() and (found["bd_rate"] <= found["bd_rate_high"]).all()
@@ -295,51 +305,56 @@ def test_headline_against_the_strongest(records, table):
 
 
 def test_all_tables_are_written(records, tmp_path):
-    table = write_comparisons(records, ["psnr"], ["llicm", "jpeg", "rdo>restorer"], TASKS, tmp_path)
+    table = write_comparisons(records, ["psnr"], METHODS, TASKS, tmp_path, "llicm", COMPARISONS)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"bd_rate.csv.gz", "bd_rate.md", "interpolations.csv.gz", "headline.tex", "non_monotone.md"} <= names
     rows = table[table["anchor"] == "rdo>restorer"]
     assert (rows["bd_rate_low"] <= -49.99).all() and (rows["defined_rate"] == 1).all()
-    assert "| rdo → restorer | -50.0% [-50.0, -50.0] |" in full_markdown(table, TASKS)
+    assert "| rdo → restorer | -50.0% [-50.0, -50.0] |" in full_markdown(table, TASKS, "llicm")
     assert "0 of 3" in non_monotone_markdown(pd.read_csv(tmp_path / "non_monotone.csv.gz"), TASKS)
 
 
 def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):
     """At equal rate 1 dB above LL-ICM, and its own separate parts 0.5 dB below that."""
-    for method, name, gain in (("llicm", "llicm-prefilter", 1.0), ("rdo>restorer", "restorer>rdo>adapted", 0.5)):
-        more = records[records["method"] == method].assign(method=name)
+    for old, name, gain in (("llicm", "llicm-prefilter", 1.0), ("rdo>restorer", "restorer>rdo>adapted", 0.5)):
+        more = records[records["method"] == old].assign(method=name)
         records = pd.concat([records, more.assign(value=more["value"] + gain)])
-    methods = ["llicm", "jpeg", "rdo>restorer", "restorer>rdo>adapted", "llicm-prefilter"]
-    table = write_comparisons(records, ["psnr"], methods, TASKS, tmp_path)
+    methods = [
+        *METHODS,
+        method("restorer>rdo>adapted", codec="rdo", prefilter="restorer", restorer="adapted"),
+        method("llicm-prefilter", "test", prefilter="llicm-prefilter", restorer="llicm-prefilter"),
+    ]
+    pairs = COMPARISONS | {
+        "prefilter_against_strongest": ["llicm-prefilter", "strongest"],
+        "other": ["llicm-prefilter", "restorer>rdo>adapted"],
+    }
+    assert headline_tests(methods, "llicm", pairs) == ["llicm", "llicm-prefilter"]
+    assert headline_tests(METHODS, "llicm", pairs) == ["llicm"]
+    table = write_comparisons(records, ["psnr"], methods, TASKS, tmp_path, "llicm", pairs)
     ours, theirs = (pd.read_csv(tmp_path / f"headline{end}.csv") for end in ("", "_prefilter"))
     assert set(ours["anchor"][:2]) == set(theirs["anchor"][:2]) == {"restorer>rdo>adapted"}
     assert ours["bd_quality"].tolist() == pytest.approx([1.5] * 3)
     assert theirs["bd_quality"].tolist() == pytest.approx([2.5] * 3)
     assert table.groupby("test")["bd_rate_low"].apply(lambda v: v.notna().any()).all()
-    numbers = summary(records, table, TASKS)
-    assert numbers["llicm_prefilter_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "restorer>rdo>adapted")
-    assert numbers["llicm_prefilter_against_the_same_separately"]["bd_psnr_mean"] == pytest.approx(2.5)
-    text = readme_results(records, table, TASKS)
+    numbers = summary(records, table, methods, TASKS, pairs)
+    assert numbers["prefilter_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "restorer>rdo>adapted")
+    assert numbers["other"]["bd_psnr_mean"] == pytest.approx(2.5)
+    text = results_markdown(records, table, TASKS, pairs, "llicm", INTROS)
     assert "(`llicm-prefilter` against `restorer → rdo → adapted`): mean BD-rate" in text
 
 
-def test_specialists_are_those_of_families_with_one_task(records):
-    families = {
-        "llicm": {"methods": {"llicm": "after"}},
-        "llicm-noisy": {"tasks": ["noisy"], "methods": {"llicm-noisy": "after"}},
-        "two": {"tasks": TASKS, "methods": {"two": "after"}},
-        "llicm-hazy": {"tasks": ["hazy"], "methods": {"llicm-hazy": "after"}},
-    }
-    alone = specialists(families)
-    assert alone == {"noisy": "llicm-noisy", "hazy": "llicm-hazy"}
+def test_specialists_are_compared_on_the_task_that_they_were_measured_on(records):
+    alone = {"noisy": "llicm-noisy", "hazy": "llicm-hazy"}
     for task, gain in (("noisy", 1.0), ("hazy", -1.0)):
         more = records[(records["method"] == "llicm") & (records["task"] == task)].assign(method=alone[task])
         records = pd.concat([records, more.assign(value=more["value"] + gain)])
-    table = versus_table(records, ["psnr"], "llicm", alone)
+    methods = [*METHODS, *(method(name, "specialist") for name in (*alone.values(), "not-measured"))]
+    assert specialists(records, methods, TASKS) == alone
+    table = versus(records, ["psnr"], "llicm", alone)
     assert table["bd_quality"].tolist() == pytest.approx([-1, 1, 0]) and table["tasks_defined"].tolist() == [1, 1, 2]
     text = headline_markdown(table, rival="specialist")
     assert "| task | specialist | BD-rate, PSNR |" in text and "| noisy | llicm-noisy | +41.4%" in text
-    single = versus_table(records, ["psnr"], "llicm", {"noisy": "llicm-noisy"})
+    single = versus(records, ["psnr"], "llicm", {"noisy": "llicm-noisy"})
     assert single["task"].tolist() == ["noisy", "mean"] and headline_markdown(single).count("+41.4%") == 2
 
 
@@ -351,7 +366,8 @@ def test_where_metrics_disagree():
         }.items()
         for metric, value in zip(("psnr", "ms_ssim", "niqe_fit", "piqe"), values, strict=True)
     ]  # fmt: skip
-    found = disagreements(pd.DataFrame(rows)).set_index("anchor")
+    methods = [*(method(name) for name in ("webp", "rdo", "jpeg")), method("llicm-irsde", "test")]
+    found = disagreements(pd.DataFrame(rows), methods, "llicm").set_index("anchor")
     assert set(found.index) == {"webp", "rdo"}  # on jpeg the FR metrics differ; llicm-irsde is no baseline
     assert found.loc["rdo", ["full_reference", "niqe_fit", "piqe"]].tolist() == ["worse", "better", "worse"]
     text = disagreements_markdown(found.reset_index())
@@ -360,38 +376,38 @@ def test_where_metrics_disagree():
 
 def test_further_sets(records):
     more = records.assign(task=records["task"].map({"noisy": "clean", "hazy": "hazy@0.8"}))
-    text = extra_markdown(more, ["clean", "hazy@0.8"], ["rdo>restorer"])
+    text = extra_markdown(more, ["clean", "hazy@0.8"], "llicm", ["rdo>restorer"])
     assert text.count("| -50.0% |") == 2 and "| hazy@0.8 |" in text
 
 
 def test_budgets_of_the_default_study(tmp_path):
     """Every trained part of the compared methods has the same number of updates; what differs is told."""
     params = load(ROOT / "params.yaml")
-    given = budgets(params["families"], params["arms"], params["training"]).set_index("method")
-    whole = params["training"]["trunk"] + params["training"]["branch"]
+    given = budgets(params.methods, params.models, params.training).set_index("method")
+    whole = params.training.pretraining + params.training.fine_tuning
     for method in ("rdo>restorer", "restorer>rdo", "rdo>adapted", "llicm"):
         assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [whole, whole], method
     for method in ("webp>restorer", "webp>adapted", "avif>adapted", "restorer>heic"):
         assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [0, whole], method
     assert given.loc["webp", "restorer_updates"] == 0 and given.loc["avif>adapted", "codec"] == "avif"
-    steps = params["arms"]["irsde"]["steps"]
+    steps = params.models["irsde"].updates
     assert given.loc["rdo>irsde", "restorer_updates"] == given.loc["llicm-irsde", "restorer_updates"] == steps
     assert given.loc["llicm-irsde", "codec_updates"] > whole  # it goes on from the finished codec
-    # Where published weights take the place of trunks, what a study adds to them is the same for all.
-    for name in ("codec", "restorer"):
+    # Where published weights take the place of pretraining, what a study adds to them is the same for all.
+    for name in ("rdo", "restorer"):
         (tmp_path / f"{name}.safetensors").touch()
-    given = budgets(params["families"], params["arms"], params["training"], tmp_path).set_index("method")
-    branch = params["training"]["branch"]
+    given = budgets(params.methods, params.models, params.training, tmp_path).set_index("method")
+    fine_tuning = params.training.fine_tuning
     for method in ("rdo>restorer", "restorer>rdo", "rdo>adapted", "llicm"):
-        assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [branch, branch], method
+        assert given.loc[method, ["codec_updates", "restorer_updates"]].tolist() == [fine_tuning, fine_tuning], method
     assert given.loc["rdo>irsde", "restorer_updates"] == steps
 
 
 def test_crops_say_how_much_is_kept(tmp_path):
     photo = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9), (70, 80), mode="bicubic")[0].clamp(0, 1)
     write_pairs({"a": photo}, tmp_path / "pairs", ["noisy"], 0.5, 0, "val", None)
-    families = {"webp": {"codec": "webp", "models": "none", "methods": {"webp": "alone"}, "levels": [5, 50, 95]}}
-    crops = kept_crops("webp", "noisy", families, tmp_path, side=32)
+    webp = method("webp", levels=(5.0, 50.0, 95.0))
+    crops = kept_crops(webp, "noisy", tmp_path / "pairs", tmp_path, side=32)
     shares = [int(note.split(", ")[1].split("%")[0]) for _, _, note in crops[2:]]
     assert len(crops) == 5 and shares == sorted(shares) and shares[-1] > shares[0] + 10
 
@@ -406,3 +422,62 @@ def test_what_a_run_took_is_published(tmp_path):
     assert write_runs(tmp_path, tmp_path / "out") == 2
     assert json.loads((tmp_path / "out/stages.json").read_text()) == {"train@a": {"seconds": 3}, "vlm": {"seconds": 1}}
     assert pd.read_csv(tmp_path / "out/evaluation.csv").to_dict("records")[0]["share"] == 0.9
+
+
+def test_a_diffusion_restorer_is_known_by_its_steps():
+    """Also where it comes from another model, or the method sets another number."""
+    params = load(ROOT / "params.yaml")
+    steps = {method.name: sampling_steps(method, params.models) for method in params.methods}
+    own = params.models["irsde"].restorer.steps
+    assert {name for name, number in steps.items() if number == own} == {"rdo>irsde", "llicm-irsde", "irsde-4"}
+    assert {name: n for name, n in steps.items() if n not in (None, own)} == {
+        "irsde-1": 1, "irsde-10": 10, "irsde-100": 100
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    """Those of the default study for two tasks and the methods of the records."""
+    changes = {"tasks": TASKS, "extra": [], "figures.comparisons": COMPARISONS, "figures.dpi": 20}
+    return change(read(ROOT / "params.yaml"), changes)
+
+
+@pytest.fixture
+def study(records, parameters, tmp_path):
+    more = records[records["method"] == "llicm"]
+    variants = [more.assign(method=name, family=name) for name in ("no-vlm", "both")]
+    steps = [more[more["level"] == "2"].assign(method=f"irsde-{n}", family="irsde-steps") for n in (1, 10)]
+    probes = [
+        records[records["method"] == name].assign(metric=probe, value=0.5)
+        for name, probe in (("jpeg", "kept"), ("llicm", "kept"), ("llicm", "bpp_estimated"))
+    ]
+    return Study(pd.concat([records, *variants, *steps, *probes]), parameters, tmp_path / "results", tmp_path)
+
+
+def test_a_study_compares_forms_of_llicm_with_baselines(study):
+    assert [method.name for method in study.compared] == ["jpeg", "rdo>restorer", "llicm"]
+    assert set(study.records["method"]) == {"jpeg", "rdo>restorer", "llicm", "degraded", "restored"}
+    assert study.metrics == ["psnr"]
+
+
+def test_every_section_writes_its_files(study, tmp_path):
+    assert sections.keep_records(study).endswith("3 methods, 2 tasks, metrics psnr")
+    assert sections.curves(study).name == "figure_4_psnr.png" and (tmp_path / "curves/curves.html").is_file()
+    table = sections.compare(study)
+    assert "| jpeg |" in sections.results(study, table)
+    assert "| noisy | rdo → restorer | -50.0% [-50.0, -50.0] |" in sections.headline(study, table)
+    assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
+    assert sections.hidden(study).is_file()
+    assert sections.extra_sets(study, ["jpeg"]) == "No further sets in these parameters.\n"
+    assert "both embeddings: no difference shown" in sections.ablation(study)
+    assert sections.specialists(study) == "No specialists in these parameters.\n"
+    assert sections.diffusion_steps(study).is_file()
+    assert (study.tables / "non_monotone.md").is_file() and (study.tables / "compressai/noisy/llicm.json").is_file()
+
+
+def test_a_benchmark_on_other_photos_is_one_folder(records, parameters, tmp_path):
+    """Ablations are no rivals, and methods that were not measured are not asked for."""
+    sections.elsewhere(Study(records, parameters, tmp_path / "out", flat=True))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"records.parquet", "records.csv.gz", "rate_perception_psnr.png", "bd_psnr.png", "headline.md"} <= names
+    assert all(path.is_file() for path in (tmp_path / "out").iterdir())
