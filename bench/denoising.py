@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from common import ROOT, table, write_page
+from llicm.pipeline.parameters import load
 
 from llicm.benchmark.bdrate import bd
 from llicm.benchmark.evaluate import Plan, evaluate_family
@@ -20,9 +21,10 @@ from llicm.benchmark.records import mean_curves, read_records, write_records
 from llicm.data.catalogue import folder_of
 from llicm.data.pairs import stable_seed
 from llicm.degradations import linear_to_srgb, srgb_to_linear
-from llicm.report.figures import method_label, rate_perception, save_figure
 from llicm.images import list_images, quantize8, read_image, write_png
-from llicm.pipeline.parameters import load
+from llicm.report.figures import rate_perception
+from llicm.report.style import save_figure
+from llicm.report.writing import method_label
 
 PUBLISHED = "ECCV 2022"
 # level -> standard deviations of read noise and of shot noise at linear value 1

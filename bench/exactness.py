@@ -19,14 +19,14 @@ import torch
 from common import ROOT, photos, table, write_page
 from torch.nn import functional as F
 
-from llicm.benchmark.bdrate import bd
 from llicm import integer
+from llicm.benchmark.bdrate import bd
 from llicm.codec import mean_scale as learned
 from llicm.codec.bitstream import unpack
 from llicm.data.corpus import load_photos
-from llicm.report.show import psnr
 from llicm.model import load_model
 from llicm.pipeline import parameters as params
+from llicm.report.show import psnr
 
 LEVELS = (0, 1.5, 3, 4)
 SETTINGS = {

@@ -17,11 +17,11 @@ with atheris.instrument_imports(include=["llicm.codec"]):
     import torch
 
     from llicm.codec.bitstream import unpack
-    from llicm.codec.mean_scale import make_codec
     from llicm.errors import BitstreamError
+    from llicm.registry import CODECS
 
 torch.manual_seed(0)
-CODEC = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
+CODEC = CODECS.make("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
 CODEC.update()
 CODEC.eval()
 FILE = CODEC.encode(torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1)), 1)

@@ -1,250 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the benchmark: complete ways from a degraded image to an output image through real bytes.
+"""The method grammar: complete ways from a degraded image X to an output image through real bytes, by name.
 
-A method is a codec, a restorer, and their order:
+    codec                       X ─codec─► bytes ─► X̂
+    codec>restorer              X ─codec─► bytes ─► X̂ ─restorer─► X̂_H      (the paper's simplest framework)
+    restorer>codec              X ─restorer─► X_r ─codec─► bytes ─► X̂      (restoration before encoding)
+    restorer>codec>restorer     X ─restorer─► X_r ─codec─► bytes ─► X̂ ─restorer─► X̂_H
 
-    alone    X ─codec─► bytes ─► X̂
-    after    X ─codec─► bytes ─► X̂ ─restorer─► X̂_H        (the paper's simplest framework, and LL-ICM itself)
-    before   X ─restorer─► X_H ─codec─► bytes ─► X̂_H      (restoration before encoding)
-    around   X ─prefilter─► X_H ─codec─► bytes ─► X̂ ─restorer─► X̂_H     (both; the prefilter is a restorer too)
+A word is a trained model or a conventional codec (`raw` is none: 24 bits a pixel). A model that trains codec and restorer
+together, such as LL-ICM, is a whole method in one word, with its prefilter if it has one. `restorer@10` is a diffusion
+restorer with so many steps.
 """
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
-from llicm.codec.conventional import find_codec
 from llicm.errors import UserError
-from llicm.framework import LLICM, load_part
-from llicm.images import quantize8
-from llicm.vlm.conditioner import Oracle, conditioner_for
 
-__all__ = ["Clock", "Coded", "Method", "ORDERS", "find_part", "load_methods"]
+__all__ = ["NONE", "ROLES", "Method", "methods_of"]
 
-ORDERS = ("alone", "after", "before", "around")
+NONE = "none"  # in place of a model or weight file that is not there
+ROLES = ("baseline", "test", "specialist", "ablation", "steps", "reference")
 
 
-@dataclass(frozen=True)
-class Coded:
-    """The bytes of one compressed image, the decoded image, and the method's output, each (3, H, W) in [0, 1].
-
-    `seconds` is what restoration took, with the look at the image by the vision-language model.
-    """
-
-    data: bytes
-    decoded: Tensor
-    output: Tensor
-    seconds: float = 0.0
-
-    @property
-    def bpp(self) -> float:
-        """Bits of the whole file per pixel."""
-        return 8 * len(self.data) / self.output[0].numel()
-
-
-class Clock:
-    """Seconds by name: ``with clock("encode"): ...`` adds to ``clock.seconds["encode"]``."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - started
-
-
-class RawCodec:
-    """No compression: 8-bit RGB samples, 24 bpp; the reference that shows what restoration alone does."""
-
-    def encode(self, image: Tensor, level: float) -> bytes:
-        self.shape = image.shape
-        return (image * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
-
-    def decode(self, data: bytes) -> Tensor:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).float() / 255
-
-
-@dataclass(frozen=True)
-class Coder:
-    """A codec as the methods use it.
-
-    `encode(image, level) -> bytes`, `decode(bytes) -> (image, code)` where code is the relative level for the restorer
-    or None; `network` is a learned codec's, None otherwise.
-    """
-
-    name: str
-    encode: Callable[[Tensor, float], bytes]
-    decode: Callable[[bytes], tuple[Tensor, float | None]]
-    network: nn.Module | None = None
+class _Group(Protocol):  # llicm.parameters.Group
+    methods: list[str] | dict[str, str]
+    levels: list[float] | dict[str, list[float]]
+    role: str
+    title: str | None
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the benchmark.
 
-    `levels` are the codec's own settings, in ascending rate; `steps` are those of a diffusion restorer, None for its
-    own number. `prefilter` is the restorer before the codec where the order is "around".
+    Attributes:
+        name: as records have it, e.g. "restorer>heic>adapted". group: entry of `benchmark`.
+        role: "test" for forms of LL-ICM, "specialist" for those made for one task, "baseline", "ablation", "steps"
+            (numbers of diffusion steps), or "reference" (without compression).
+        codec: a conventional codec, "raw", or the model whose codec it is. learned: the latter.
+        prefilter, restorer: models that restore before coding and after decoding, or None.
+        levels: settings of the codec, in ascending rate. steps: of a diffusion restorer, None for its own number.
+        title: for readers.
     """
 
     name: str
-    family: str
-    order: str
+    group: str
+    role: str
+    codec: str
+    learned: bool
+    prefilter: str | None
+    restorer: str | None
     levels: tuple[float, ...]
-    coder: Coder
-    restorer: nn.Module | None
-    conditioner: nn.Module | None = None
     steps: int | None = None
-    prefilter: nn.Module | None = None
+    title: str = ""
 
     @property
-    def continuous(self) -> bool:
-        """Whether levels between whole numbers mean something."""
-        return self.coder.network is not None
+    def order(self) -> str:
+        """Where the restorer stands: "alone", "after", "before" or "around" the codec."""
+        if self.prefilter:
+            return "around" if self.restorer else "before"
+        return "after" if self.restorer else "alone"
 
-    @torch.no_grad()
-    def run(
-        self, x: Tensor, level: float, task: str | None = None, memo: dict | None = None, clock: Clock | None = None
-    ) -> Coded:
-        """Send X (3, H, W) through the method at a level; the output is decoded from the bytes alone.
-
-        Args:
-            task: the true degradation; only a restorer steered by an oracle is told.
-            memo: for one X and one family, {} at first: what its methods share is computed once, such as the file of
-                X or X restored. None to compute everything.
-            clock: counts the seconds of encoding, decoding and restoring; or None.
-        """
-        task = task if isinstance(self.conditioner, Oracle) else None
-        memo, clock, seconds = {} if memo is None else memo, clock or Clock(), 0.0
-        first = self.order if self.order in ("before", "around") else None
-        if first:
-            if (first, self.steps) not in memo:
-                memo[first, self.steps] = self._restore(x, None, task, clock, self.prefilter)
-            restored, seconds = memo[first, self.steps]
-            x = quantize8(restored)
-        key = (self.coder.name, level, self.steps if first else None, first)
-        if key not in memo:
-            with clock("encode"):
-                data = self.coder.encode(x, level)
-            with clock("decode"):
-                memo[key] = data, *self.coder.decode(data)
-        data, decoded, code = memo[key]
-        output = decoded
-        if self.order in ("after", "around"):
-            output, more = self._restore(decoded, code, task, clock)
-            seconds += more
-        return Coded(data, quantize8(decoded), quantize8(output), seconds)
-
-    def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
-        """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting.
-
-        Args:
-            task: as for `run`.
-        """
-        low, high = min(self.levels), max(self.levels)
-        memo: dict = {}
-        best = min((self.run(x, level, task, memo) for level in (low, high)), key=lambda c: abs(c.bpp - target))
-        for _ in range(10 if self.continuous else 8):
-            middle = (low + high) / 2 if self.continuous else (low + high) // 2
-            if middle in (low, high):
-                break
-            coded = self.run(x, middle, task, memo)
-            best = min(best, coded, key=lambda c: abs(c.bpp - target))
-            low, high = (middle, high) if coded.bpp < target else (low, middle)
-        return best
-
-    def _restore(
-        self, image: Tensor, code: float | None, task: str | None, clock: Clock, restorer: nn.Module | None = None
-    ) -> tuple[Tensor, float]:
-        """An image (3, H, W) restored, by the method's restorer if no other is given, and the seconds that took."""
-        system = LLICM(None, restorer or self.restorer, self.conditioner)
-        if self.steps is not None:  # the methods of a family share one restorer
-            self.restorer.steps = self.steps
-        before = clock.seconds["restore"]
-        with clock("restore"):
-            out = system.enhance(image[None], None if code is None else torch.tensor([code]), [task])[0].clamp(0, 1)
-        return out, clock.seconds["restore"] - before
+    @property
+    def models(self) -> set[str]:
+        """Trained models whose weights it needs."""
+        return {name for name in (self.prefilter, self.restorer, self.codec if self.learned else None) if name}
 
 
-def find_part(kind: str, folder: Path) -> Path:
-    """The one `<kind>.safetensors` under a folder of models.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    found = sorted(Path(folder).rglob(f"{kind}.safetensors"))
-    if len(found) != 1:
-        raise UserError(f"{folder}: {len(found)} files named {kind}.safetensors, one is needed; run `dvc repro`")
-    return found[0]
-
-
-def load_methods(family: str, spec: dict, models: Path, vlm: Path) -> list[Method]:
-    """The methods of one family, as declared in params.yaml.
+def methods_of(benchmark: Mapping[str, _Group], parts: Mapping[str, Collection[str]]) -> list[Method]:
+    """All methods of params.yaml, in its order.
 
     Args:
-        family: its name. spec: `codec` ("learned", "raw" or a conventional codec), `models` (folder below `models`),
-            `restorer` (that of the restorer below it, if there are several), `levels`, and `methods` (name -> order, or
-            `order` with any of: `steps` of a diffusion restorer, `codec` and `levels` in place of the family's).
-        models: folder of the trained parts. vlm: folder of the vision-language model (see `llicm.vlm.conditioner`).
+        benchmark: codec groups by name.
+        parts: of each trained model those of "codec", "restorer" and "prefilter" that it has.
 
     Raises:
-        UserError: unknown codec or order, or missing weights.
+        UserError: a method that is none by the grammar, or two of one name.
     """
-    folder = Path(models) / spec["models"]
-    entries = {name: e if isinstance(e, dict) else {"order": e} for name, e in spec["methods"].items()}
-    for name, entry in entries.items():
-        if entry["order"] not in ORDERS:
-            raise UserError(
-                f"params.yaml: method '{name}' has order '{entry['order']}'; choose one of {', '.join(ORDERS)}"
-            )
-    restorer = None
-    if {entry["order"] for entry in entries.values()} - {"alone"}:
-        restorer = load_part("restorer", find_part("restorer", folder / spec.get("restorer", "")))
-    prefilter = None
-    if "around" in {entry["order"] for entry in entries.values()}:
-        prefilter = load_part("prefilter", find_part("prefilter", folder))
-    for name, entry in entries.items():
-        if entry.get("steps") and not hasattr(restorer, "steps"):
-            raise UserError(f"params.yaml: method '{name}' has steps, but its restorer is no diffusion model")
-    told, conditioner = restorer is not None and restorer.level_conditioned, conditioner_for(restorer, vlm)
-    coders = {name: _coder(name, folder, told) for name in {e.get("codec", spec["codec"]) for e in entries.values()}}
-    return [
-        Method(
-            name=name, family=family, order=entry["order"], levels=tuple(entry.get("levels", spec["levels"])),
-            coder=coders[entry.get("codec", spec["codec"])], restorer=restorer, conditioner=conditioner, steps=entry.get("steps"),
-            prefilter=prefilter if entry["order"] == "around" else None,
+    found: dict[str, Method] = {}
+    for name, group in benchmark.items():
+        for method in _of_group(name, group, parts):
+            if method.name in found:
+                raise UserError(f"params.yaml: method '{method.name}' is in two groups; rename one")
+            found[method.name] = method
+    return list(found.values())
+
+
+def _of_group(group: str, spec: _Group, parts: Mapping[str, Collection[str]]) -> list[Method]:
+    written = spec.methods if isinstance(spec.methods, Mapping) else {text: text for text in spec.methods}
+    methods = []
+    for name, text in written.items():
+        codec, prefilter, restorer, steps = _parse(text, parts)
+        levels = spec.levels.get(codec, ()) if isinstance(spec.levels, Mapping) else spec.levels
+        if not levels:
+            raise UserError(f"params.yaml: benchmark.{group} has no levels for codec '{codec}'; add them")
+        title = spec.title or name.replace(">", " → ")
+        methods.append(
+            Method(name, group, spec.role, codec, codec in parts, prefilter, restorer, tuple(levels), steps, title)
         )
-        for name, entry in entries.items()
-    ]  # fmt: skip
+    return methods
 
 
-def _coder(name: str, folder: Path, told: bool) -> Coder:
-    """The codec of that name; `told`: the restorer knows the relative level."""
-    if name == "raw":
-        codec = RawCodec()
-        return Coder(name, codec.encode, lambda data: (codec.decode(data), None))
-    if name == "learned":
-        system = LLICM(load_part("codec", find_part("codec", folder)), None)
-
-        def decode(data: bytes) -> tuple[Tensor, float]:
-            image, level = system.codec.decode(data)
-            return image, float(system.relative_level(torch.tensor(level)))
-
-        return Coder(name, system.compress, decode, system.codec)
-    codec = find_codec(name)
-    if not told:
-        return Coder(name, codec.encode, lambda data: (codec.decode(data), None))
-    # These formats do not tell their quality, and a learned codec's file does. So that the comparison is fair both
-    # ways, a restorer adapted to them is told it by one byte more, and the byte counts.
-    return Coder(
-        name,
-        lambda image, quality: codec.encode(image, quality) + bytes([round(255 * codec.relative_level(quality))]),
-        lambda data: (codec.decode(data[:-1]), data[-1] / 255),
-    )
+def _parse(text: str, parts: Mapping[str, Collection[str]]) -> tuple[str, str | None, str | None, int | None]:
+    """Codec, prefilter, restorer and steps of a method as it is written."""
+    words, steps = text.split(">"), None
+    if "@" in words[-1]:
+        words[-1], _, number = words[-1].partition("@")
+        if not number.isdecimal() or not int(number):
+            raise UserError(f"params.yaml: method '{text}': '{number}' is no number of steps; write restorer@10")
+        steps = int(number)
+    # the first word that is a conventional codec, or a model that has one; an adapted restorer comes with its codec too
+    place = next((i for i, word in enumerate(words) if word not in parts or "codec" in parts[word]), None)
+    if place is None:
+        raise UserError(f"params.yaml: method '{text}' has no codec; add one")
+    codec = words[place]
+    if len(words) == 1:
+        own = parts.get(codec, ())
+        return codec, codec if "prefilter" in own else None, codec if "restorer" in own else None, steps
+    before, after = words[:place], words[place + 1 :]
+    for word in (*before, *after):
+        if "restorer" not in parts.get(word, ()):
+            raise UserError(f"params.yaml: method '{text}': '{word}' is no model that restores; correct it")
+    if len(before) > 1 or len(after) > 1:
+        raise UserError(f"params.yaml: method '{text}' has two restorers in a row; leave one on each side of the codec")
+    return codec, before[0] if before else None, after[0] if after else None, steps

@@ -6,24 +6,31 @@
 RDO is gamma = 0, pure RPO is alpha = 0. `lambda` belongs to the level at which a sample is coded. Distances are
 selected by name; each returns one value a sample, scaled so that a unit of it is comparable with a unit of
 `255^2 · MSE` around 28 dB: then one set of lambdas serves every mixture.
+
+All levels share the weights of a model, so the loss of each sample is divided by the square root of its lambda
+(relative to the batch): the optimum of a level stays what it is, but neither the lowest nor the highest rates own the
+gradient. To the restorer all levels count the same, so P is weighted by the batch's mean lambda, and by the sample's own
+on its way from the restorer back to the codec (`Objective.fork`), where it is limited besides.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["DISTANCES", "bits_per_pixel", "distance", "register_distance"]
+__all__ = ["DISTANCES", "Objective", "bits_per_pixel", "distance", "register_distance"]
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 _REFERENCE = 100.0  # 255^2 · MSE at 28.1 dB, where the scales of all distances meet
 
 
 def register_distance(name: str):
-    """Decorator: make a distance selectable by name in an arm's `objective`."""
+    """Decorator: make a distance selectable by name in params.yaml's `objectives`."""
 
     def add(function):
         DISTANCES[name] = function
@@ -78,3 +85,84 @@ def bits_per_pixel(likelihoods: dict[str, Tensor], height: int, width: int) -> T
     """Estimated rate of each sample in bits per pixel of the coded image, (N,)."""
     bits = sum(-value.log2().flatten(1).sum(1) for value in likelihoods.values())
     return bits / (height * width)
+
+
+class _Output(Protocol):  # llicm.framework.Output
+    decoded: Tensor
+    enhanced: Tensor
+    likelihoods: dict[str, Tensor]
+    diffusion: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The whole loss: L = lambda · (alpha · D(X̂, X) + gamma · P(X̂_H, X_ideal)) + beta · R + delta · diffusion.
+
+    Args:
+        alpha, beta, gamma: weights of D, R and P.
+        distortion, perception: the distances of which D and P are made, name -> weight (see `distance`).
+        delta: weight of a diffusion restorer's own loss, which `diffusion` names (see `llicm.restore.irsde`).
+    """
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    gamma: float = 0.0
+    distortion: dict[str, float] = field(default_factory=dict)
+    perception: dict[str, float] = field(default_factory=dict)
+    delta: float = 0.0
+    diffusion: str | None = None
+
+    def __call__(self, output: _Output, x: Tensor, ideal: Tensor, lmbda: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W).
+
+        Args:
+            output: see `llicm.framework.Output`.
+            lmbda: Lagrangian weight (N,) of each sample's level; None without a codec. An objective without a rate term
+                has no trade-off, so it ignores lambda.
+
+        Raises:
+            UserError: an unknown distance, or `delta` without a diffusion restorer.
+        """
+        if lmbda is None or not self.beta:
+            lmbda = x.new_ones(len(x))
+        mean = lmbda.log().mean().exp()
+        per_sample = bpp = x.new_zeros(len(x))
+        if self.alpha:
+            per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, x)
+        if output.likelihoods:
+            bpp = bits_per_pixel(output.likelihoods, *x.shape[-2:])
+        loss = (mean / lmbda).sqrt() * (per_sample + self.beta * bpp)
+        if self.gamma:
+            loss = loss + self.gamma * mean * distance(self.perception, output.enhanced, ideal)
+        if self.delta:
+            if output.diffusion is None:
+                raise UserError("params.yaml: an objective with delta needs a restorer named irsde")
+            loss = loss + self.delta * mean * output.diffusion
+        return loss.mean(), bpp
+
+    def fork(self, decoded: Tensor, lmbda: Tensor) -> tuple[Tensor, Tensor]:
+        """X̂ (N, 3, H, W) as D sees it, and as the restorer sees it: the same values, but on the way back P pulls each
+        sample by its lambda (N,), and no more strongly than D does, weights of both included.
+
+        The restorer of a hazy or dark image amplifies, and its error is mostly none that better coding could repair;
+        unlimited, such samples pull the codec ten times as strongly as a noisy one (measured), and all share its
+        weights. The restorer's own gradient is left whole. Without D (alpha = 0) nothing is limited. Compare the
+        adaptive weight of Esser et al., "Taming transformers for high-resolution image synthesis", CVPR 2021.
+        """
+        max_grad_ratio = self.gamma / self.alpha if self.alpha else 1.0
+        return _Fork.apply(decoded, (lmbda / lmbda.log().mean().exp()).sqrt(), max_grad_ratio)
+
+
+class _Fork(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, max_grad_ratio: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight)
+        ctx.max_grad_ratio = max_grad_ratio
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, distortion: Tensor, perception: Tensor) -> tuple[Tensor, None, None]:
+        perception = ctx.saved_tensors[0].view(-1, 1, 1, 1) * perception
+        limit, size = (g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for g in (distortion, perception))
+        share = torch.where(limit > 0, (ctx.max_grad_ratio * limit / size.clamp_min(1e-30)).clamp(max=1), 1.0)
+        return distortion + share * perception, None, None

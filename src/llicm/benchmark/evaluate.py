@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the methods of one family on every test pair, in parallel processes of one thread each.
+"""Measure the methods of one codec group on every test pair, in parallel processes of one thread each.
 
-Nothing is computed twice: methods of a family share the file of X and the restored X (see `llicm.methods.Method.run`).
+Nothing is computed twice: methods of a group share the file of X and the restored X (see `Runner.run`).
 An evaluation that was interrupted goes on: each pair's values are kept as soon as they are there.
 """
 
@@ -11,17 +11,27 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
+from tqdm import tqdm
 
+from llicm.benchmark.metrics import SET_METRICS, make_metrics, set_distance, use_weights
+from llicm.benchmark.probes import estimated_bpp, kept_energy
+from llicm.benchmark.runners import Clock, load_runners
 from llicm.data.pairs import Pair, read_pairs
 from llicm.files import write_atomically
+from llicm.images import write_png
+from llicm.methods import Method
 
-__all__ = ["Plan", "evaluate_family"]
+__all__ = ["Plan", "evaluate_group"]
 
 
 @dataclass(frozen=True)
@@ -29,40 +39,33 @@ class Plan:
     """What a worker needs.
 
     Attributes:
-        family, spec: name and entry of params.yaml. models, vlm: folders of the trained parts. niqe_fit: fitted file.
-        metrics: names, measured on the tasks. streams: folder for the bitstreams.
+        methods: of one codec group. models: folder of the trained models. niqe_fit: fitted file.
+        metrics: names, measured on the tasks. extra_metrics: those measured on the further sets of pairs.
+        streams: folder for the bitstreams.
         weights: folder of the metrics' weight files (see `llicm.benchmark.metrics.use_weights`), or None.
-        extra: metrics measured on the further sets of pairs.
         keep: folder for finished pairs, so that an interrupted evaluation goes on; None to start anew.
     """
 
-    family: str
-    spec: dict
+    methods: Sequence[Method]
     models: Path
-    vlm: Path
     metrics: tuple[str, ...]
     niqe_fit: Path
     streams: Path
-    weights: Path | None = None
-    extra: tuple[str, ...] = field(default=())
+    extra_metrics: tuple[str, ...] = ()
+    weights: str | Path | None = None
     keep: Path | None = None
 
 
-_worker: dict = {}
+_worker: dict[str, Any] = {}
 
 
 def _start(plan: Plan) -> None:
-    import torch
-
-    from llicm.benchmark.metrics import SET_METRICS, make_metrics, use_weights
-    from llicm.methods import load_methods
-
     torch.set_num_threads(1)
     use_weights(plan.weights)
-    names = [name for name in dict.fromkeys([*plan.metrics, *plan.extra]) if name not in SET_METRICS]
+    names = [name for name in dict.fromkeys([*plan.metrics, *plan.extra_metrics]) if name not in SET_METRICS]
     _worker.update(
         plan=plan,
-        methods=load_methods(plan.family, plan.spec, plan.models, plan.vlm),
+        runners=load_runners(plan.methods, plan.models),
         metrics={metric.name: metric for metric in make_metrics(names, plan.niqe_fit)},
     )
 
@@ -76,20 +79,16 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
     place = Path(task) / pair.name
     if plan.keep is not None and (plan.keep / place / "values.json").is_file():
         return json.loads((plan.keep / place / "values.json").read_text())
-    from llicm.benchmark.metrics import SET_METRICS
-    from llicm.benchmark.probes import estimated_bpp, kept_energy
-    from llicm.images import write_png
-    from llicm.methods import Clock
-
     streams = (plan.keep or plan.streams) / place
     streams.mkdir(parents=True, exist_ok=True)
-    names = plan.extra if extra else plan.metrics
-    clock, memo, rows, seconds = Clock(), {}, [], []
-    for method in _worker["methods"]:
+    names = plan.extra_metrics if extra else plan.metrics
+    clock, memo, rows, seconds = Clock(), {}, [], []  # type: Clock, dict, list[dict], list[tuple[str, float]]
+    for runner in _worker["runners"]:
+        method = runner.method
         for level in method.levels:
-            coded = method.run(pair.degraded, level, task, memo, clock)
+            coded = runner.run(pair.degraded, level, task, memo, clock)
             seconds.append((method.name, coded.seconds))
-            if method.coder.name != "raw":
+            if method.codec != "raw":
                 with clock("write"):
                     (streams / f"{method.name.replace('>', '-then-')}@{level:g}").write_bytes(coded.data)
             if not extra and set(names) & set(SET_METRICS):
@@ -101,14 +100,14 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
                 with clock(name):
                     ideal = pair.ideal[None] if metric.needs_reference else None
                     values[name] = float(metric(coded.output[None], ideal)[0])
-            if method.order == "alone" or len(_worker["methods"]) == 1 and method.order == "after":
+            if method.order == "alone" or len(plan.methods) == 1 and method.order == "after":
                 with clock("probes"):
                     values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
-                    if method.coder.network is not None:
-                        values["bpp_estimated"] = estimated_bpp(method.coder.network, pair.degraded, level)
+                    if runner.network is not None:
+                        values["bpp_estimated"] = estimated_bpp(runner.network, pair.degraded, level)
             rows += [
                 {
-                    "method": method.name, "family": method.family, "order": method.order, "task": task,
+                    "method": method.name, "family": method.group, "order": method.order, "task": task,
                     "image": pair.name, "level": level, "bytes": len(coded.data), "bpp": coded.bpp, "metric": name,
                     "value": value,
                 }
@@ -120,55 +119,50 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
     return result
 
 
-def evaluate_family(
-    plan: Plan, pairs: Path, tasks: list[str], workers: int, timing: Path | None = None, extra: list[str] | None = None
-) -> list[dict]:
-    """Records of every (method, task, image, level, metric) of a family, in that order.
+def evaluate_group(
+    plan: Plan, pairs: Path, tasks: Sequence[str], workers: int, *, extra: Sequence[str] = (), images: int | None = None,
+    timing: Path | None = None,
+) -> list[dict]:  # fmt: skip
+    """Records of every (method, task, image, level, metric) of a codec group, in that order.
 
     Args:
         pairs: root of `val/<task>/{GT,LQ}/*.png`. workers: processes; each uses one thread, so that the values do
             not depend on their number.
+        extra: further sets of pairs (see `llicm.data.pairs.set_of`), for the metrics `plan.extra_metrics`.
+        images: only so many pairs of each set, at equal distances; None for all.
         timing: CSV file for the mean seconds that restoring an image takes on one thread, by method; or None. Not among
             the records, because it is not the same in every run. Beside it, `<name>.json` tells the seconds by what
             took them, and how busy the workers were.
-        extra: further sets of pairs (see `llicm.data.pairs.set_of`), for the metrics `plan.extra`.
 
     Raises:
         UserError: missing pairs or weights, or an image too small for a metric.
     """
-    from tqdm import tqdm
-
-    tasks = plan.spec.get("tasks") or tasks
-    sets = [(task, False) for task in tasks] + [(name, True) for name in (extra or [] if plan.extra else [])]
-    jobs = [
-        (task, pair, more)
-        for task, more in sets
-        for pair in _spread(read_pairs(pairs, "val", task), plan.spec.get("images"))
-    ]
+    sets = [(task, False) for task in tasks] + [(name, True) for name in (extra if plan.extra_metrics else ())]
+    jobs = [(task, pair, more) for task, more in sets for pair in _spread(read_pairs(pairs, "val", task), images)]
     # The longest first, so that no worker is left with a large image at the end.
     jobs.sort(key=lambda job: -job[1].ideal.numel())
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     started = time.time()
-    context = get_context("spawn")
+    context: BaseContext = get_context("spawn")
     if plan.weights is None:
         # One server imports the libraries and forks every worker, before any has started a thread. (With weights of its
-        # own a worker must be told their place before it imports pyiqa.)
+        # own a worker must know their place before it imports pyiqa.)
         context = get_context("forkserver")
-        context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.methods", "pyiqa"])
+        context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.benchmark.runners", "pyiqa"])
     with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
         parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
     ended = time.time()
     rows = [row for part in parts for row in part["rows"]]
     rows += _of_sets(plan, pairs, rows, tasks)
     if plan.keep is not None:
-        _move_streams(plan)
+        _move_streams(plan.keep, plan.streams)
     if timing is not None:
         times = pd.DataFrame([pair for part in parts for pair in part["restoring"]], columns=["method", "seconds"])
         means = times.groupby("method", sort=False)["seconds"].mean().round(4).reset_index()
         write_atomically(timing, means.to_csv(index=False).encode())
         write_atomically(timing.with_suffix(".json"), _efficiency(parts, started, ended, workers))
-    methods, places = list(plan.spec["methods"]), {name: number for number, (name, _) in enumerate(sets)}
-    return sorted(rows, key=lambda r: (methods.index(r["method"]), places[r["task"]], r["image"]))
+    order, places = [m.name for m in plan.methods], {name: number for number, (name, _) in enumerate(sets)}
+    return sorted(rows, key=lambda r: (order.index(r["method"]), places[r["task"]], r["image"]))
 
 
 def _spread(found: list[Pair], count: int | None) -> list[Pair]:
@@ -180,10 +174,8 @@ def _output_name(method: str, level: float) -> str:
     return f"{method.replace('>', '-then-')}~{level:g}.png"
 
 
-def _of_sets(plan: Plan, pairs: Path, rows: list[dict], tasks: list[str]) -> list[dict]:
+def _of_sets(plan: Plan, pairs: Path, rows: list[dict], tasks: Sequence[str]) -> list[dict]:
     """Rows of the metrics that compare sets of pictures: a row a method, task and level, of an image called "all"."""
-    from llicm.benchmark.metrics import SET_METRICS, set_distance, use_weights
-
     out = []
     for name in (name for name in plan.metrics if name in SET_METRICS):
         use_weights(plan.weights)
@@ -222,12 +214,12 @@ def _efficiency(parts: list[dict], started: float, ended: float, workers: int) -
     return (json.dumps(numbers, indent=1) + "\n").encode()
 
 
-def _move_streams(plan: Plan) -> None:
+def _move_streams(keep: Path, streams: Path) -> None:
     """Bitstreams of finished pairs to where the pipeline expects them."""
-    shutil.rmtree(plan.streams, ignore_errors=True)
-    plan.streams.mkdir(parents=True)
-    for path in sorted(plan.keep.rglob("*@*")):
+    shutil.rmtree(streams, ignore_errors=True)
+    streams.mkdir(parents=True)
+    for path in sorted(keep.rglob("*@*")):
         if path.is_file():
-            target = plan.streams / path.relative_to(plan.keep)
+            target = streams / path.relative_to(keep)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

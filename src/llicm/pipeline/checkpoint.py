@@ -24,6 +24,7 @@ from llicm.files import write_atomically
 __all__ = ["Scratch"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_IDLE = {"pipeline", "provenance", "report", "cli"}
 _SKIP = {"__pycache__", ".ipynb_checkpoints"}
 
 
@@ -39,7 +40,7 @@ class Checkpoint:
         params: all parameters that determine the result (anything JSON can hold).
         inputs: files and folders that determine it, apart from the code. In a pipeline run the inputs that the
             stage declares are included anyway (the runner passes their hash in $LLICM_INPUTS).
-        code: files and folders of code; by default this package without `study/`.
+        code: files and folders of code; by default this package without the rooms that decide no result.
         root: folder of the checkpoints, relative to the profile's folder.
         keep_days: checkpoints not written for so many days are deleted.
     """
@@ -54,7 +55,7 @@ class Checkpoint:
         keep_days: float = 14,
     ):
         if code is None:
-            code = [p for p in sorted(_PACKAGE.iterdir()) if p.name != "study"]
+            code = [p for p in sorted(_PACKAGE.iterdir()) if p.name not in _IDLE]
         digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
         # the number of threads and the device change the order of sums, so also the bytes
         digest.update(f"{torch.__version__} {torch.get_num_threads()} {torch.cuda.is_available()}".encode())

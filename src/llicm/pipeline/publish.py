@@ -17,22 +17,23 @@ from llicm.benchmark.records import read_records
 from llicm.data.catalogue import catalogue
 from llicm.errors import UserError
 from llicm.files import atomic_folder
-from llicm.report.tables import budgets, restoration
-from llicm.provenance.lineage import Pipeline, Stage, git, run_of, trace
-from llicm.pipeline.parameters import load
+from llicm.methods import NONE
+from llicm.parameters import Objective, Parameters, load
+from llicm.provenance.lineage import Pipeline, Stage, git, trace
+from llicm.report.comparisons import budgets, restoration
 
 __all__ = ["PARTS", "publish"]
 
 # name -> file in the study's folder
 PARTS = {
     "llicm": "artifacts/release/llicm.safetensors",
-    "codec": "artifacts/models/separate/codec/codec.safetensors",
-    "restorer": "artifacts/models/separate/restorer/restorer.safetensors",
+    "rdo": "artifacts/models/rdo/codec.safetensors",
+    "restorer": "artifacts/models/restorer/restorer.safetensors",
 }
-METHODS = {"llicm": "llicm", "codec": "rdo", "restorer": "restored"}  # that the benchmark measures them as
+METHODS = {"llicm": "llicm", "rdo": "rdo", "restorer": "restored"}  # that the benchmark measures them as
 
 
-def publish(root: Path, profile: str = "study") -> Path:
+def publish(root: str | Path, profile: str = "study") -> Path:
     """Copy a study's weights to ``init/published`` of the repository, with cards and their lineage.
 
     Args:
@@ -77,19 +78,19 @@ def _records(path: Path) -> pd.DataFrame:
     return records[records.metric == "psnr"]
 
 
-def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict, records: pd.DataFrame) -> str:
+def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Parameters, records: pd.DataFrame) -> str:
     from huggingface_hub import ModelCard, ModelCardData
     from safetensors.torch import load as load_tensors
 
-    training, data_params = params["training"], params["data"]
-    arm = params["release"]["models"] if name == "llicm" else name
-    spec = params["arms"][arm]
-    given = budgets(params["families"], params["arms"], training).set_index("method").loc[METHODS[name]]
-    counts = sorted({int(given[f"{part}_updates"]) for part in ("codec", "restorer") if name in (part, "llicm")})
-    trained = next(s for s in pipeline.stages if s.folder == pipeline.folder and s.name.split("@")[-1] == arm)
-    ran, machine = run_of(trained, pipeline.root), "not recorded"
+    training, data = params.training, params.data
+    model_name = params.release.model if name == "llicm" else name
+    model = params.models[model_name]
+    given = budgets(params.methods, params.models, training).set_index("method").loc[METHODS[name]]
+    counts = sorted({int(given[f"{part}_updates"]) for part in model.trains})
+    trained = next(s for s in pipeline.stages if s.folder == pipeline.folder and s.name == f"train@{model_name}")
+    ran, machine = trained.run, "not recorded"
     if ran:
-        machine = f"{ran['platform']}, torch {ran['libraries']['torch']}, threads: {params['threads']}"
+        machine = f"{ran['platform']}, torch {ran['libraries']['torch']}, threads: {params.threads}"
     photos, terms = _photos(pipeline)
     profile = pipeline.folder.relative_to(pipeline.root).as_posix()
     count = sum(tensor.numel() for key, tensor in load_tensors(data).items() if not key.endswith("@unit"))
@@ -101,13 +102,13 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
         card_data, template_path=str(Path(__file__).with_name("card.md.j2")),
         name=name, file=f"{name}.safetensors",
         parameters=f"{count:,}", size=f"{len(data):,}", sha256=hashlib.sha256(data).hexdigest(),
-        started=bool(spec["start"]),
-        photos=photos, terms=terms, share=f"{data_params['dead_leaves_share']:.0%}",
-        tasks=", ".join(spec.get("tasks") or params["tasks"]),
-        severity=" to ".join(map(str, data_params["severity"])),
+        started=any(file != NONE for part, file in model.start if part != "vlm"),
+        photos=photos, terms=terms, share=f"{data.dead_leaves_share:.0%}",
+        tasks=", ".join(model.tasks or params.tasks),
+        severity=" to ".join(map(str, data.severity)),
         updates=" and ".join(f"{n:,}" for n in counts),
-        batch=training["batch"], crop=training["crop"], lr=training["lr"],
-        loss=_loss(spec["objective"]),
+        batch=training.batch, crop=training.crop, lr=training.lr,
+        loss=_loss(params.objectives[model.objective]),
         machine=machine,
         profile=profile, commit=git(pipeline.root, "rev-parse", "HEAD") or "not in git",
         measured=_measured(name, records, params), stage=stage.name,
@@ -117,7 +118,7 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: dict
 
 def _photos(pipeline: Pipeline) -> tuple[str, str]:
     """The training photos and their terms, from the note that `llicm data split` leaves beside them."""
-    note = pipeline.folder / load(pipeline.folder / "params.yaml")["photos"] / "SOURCES.txt"
+    note = pipeline.folder / load(pipeline.folder / "params.yaml").photos / "SOURCES.txt"
     if not note.is_file():
         return "those of the repository (data/SOURCES.md)", "public domain, CC0 and CC BY"
     line = next(line for line in note.read_text(encoding="utf-8").splitlines() if line.startswith("train: "))
@@ -126,25 +127,25 @@ def _photos(pipeline: Pipeline) -> tuple[str, str]:
     return source, ", ".join(terms) or "see their source"
 
 
-def _loss(objective: dict) -> str:
-    weights = {key: objective[key] for key in ("alpha", "beta", "gamma")}
-    terms = [f"D = {' + '.join(objective['distortion'])}", f"P = {' + '.join(objective['perception'])}"]
+def _loss(objective: Objective) -> str:
+    weights = {key: getattr(objective, key) for key in ("alpha", "beta", "gamma")}
+    terms = [f"D = {' + '.join(objective.distortion)}", f"P = {' + '.join(objective.perception)}"]
     used = [term for term, key in zip(terms, ("alpha", "gamma"), strict=True) if weights[key]]
     return "lambda (alpha D + gamma P) + beta R, " + ", ".join([f"{k} = {v:g}" for k, v in weights.items()] + used)
 
 
-def _measured(name: str, records: pd.DataFrame, params: dict) -> str:
+def _measured(name: str, records: pd.DataFrame, params: Parameters) -> str:
     """A table of the study's test set: PSNR, and real rate where there is one."""
-    sets = [task for task in [*params["tasks"], "clean"] if task in set(records.task)]
+    sets = [task for task in [*params.tasks, "clean"] if task in set(records.task)]
     if name == "restorer":
-        return restoration(records, params["tasks"]).to_markdown(floatfmt=".2f")
+        return restoration(records, params.tasks).to_markdown(floatfmt=".2f")
     points = records[records.method == METHODS[name]].groupby(["task", "level"])[["bpp", "value"]].mean()
     cells = points.apply(lambda row: f"{row.value:.2f} at {row.bpp:.3f}", axis=1).unstack()
     return cells.loc[sets if name == "llicm" else sets[-1:]].add_prefix("level ").to_markdown()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llicm.pipeline.publish", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m llicm.pipeline.publish", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", default="study", help="a folder below profiles/ (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Execute the notebook of the pipeline stage named in $DVC_STAGE, which `dvc repro` sets.
 
-- The notebook gets exactly the parameters that its stage declares, read through DVC (PyYAML, which papermill
-  uses, would take `1e-3` for a text). `families.rdo` arrives as `families = {"rdo": ...}`.
+- The notebook gets the name of its stage and exactly the parameters that the stage declares, read through DVC (PyYAML,
+  which papermill uses, would take `1e-3` for a text): `models.rdo` arrives as `parameters = {"models": {"rdo": ...}}`.
 - The executed notebook is reduced to bytes that are the same from run to run, and its metadata records the
   hashes of the inputs *as they were at the start* and of the outputs. dvc.lock holds them as they were at the
   end, so the runner refuses a run whose inputs changed meanwhile.
@@ -40,9 +40,10 @@ import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
+from llicm.provenance.lineage import nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
-__all__ = ["inputs", "nest", "normalise", "parameter_names", "run"]
+__all__ = ["inputs", "normalise", "run"]
 
 _RUB = [
     (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
@@ -90,24 +91,11 @@ def normalise(notebook: nbformat.NotebookNode, record: dict) -> nbformat.Noteboo
     return notebook
 
 
-def nest(flat: dict) -> dict:
-    """Parameters by dotted name to nested ones: {"families.rdo": x} becomes {"families": {"rdo": x}}."""
-    nested: dict = {}
-    for name, value in flat.items():
-        *parents, last = name.split(".")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return nested
-
-
 def parameter_names(path: str | os.PathLike) -> set[str]:
     """Names assigned in the one cell tagged `parameters`.
 
     Raises:
-        UserError: there is no such cell or more than one, or it holds anything but assignments to plain
-            names.
+        UserError: there is no such cell or more than one, or it holds anything but assignments to plain names.
     """
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -148,7 +136,17 @@ def inputs(name: str):
                 raise UserError(f"{dependency.def_path}: missing input of stage {name}; make it with `dvc repro`")
             else:
                 files[dependency.def_path] = dependency.get_hash().value
+                if re.fullmatch(r"build/.+\.json", dependency.def_path):
+                    _check_code(Path(dependency.def_path), name)
     return stage, {"deps": dict(sorted(files.items())), "params": values}
+
+
+def _check_code(manifest: Path, name: str) -> None:
+    """The modules must still be those of the manifest, which the stage `code` wrote."""
+    for module, md5 in json.loads(manifest.read_text(encoding="utf-8"))["modules"].items():
+        path = SOURCE.parent / module
+        if path.is_file() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            raise UserError(f"{module}: changed since {manifest} was written, which stage {name} depends on; run it again")
 
 
 class _Tee:
@@ -310,13 +308,8 @@ def run(address: str) -> None:
             raise UserError(f"{address}: an earlier run of this stage is still alive; stop it first") from None
         _end_orphans(lock.name)
 
-        declared = {key.split(".")[0] for key in record["params"]}
-        named = parameter_names(source)
-        if declared != named:
-            raise UserError(
-                f"{source}: its parameters cell names {sorted(named)}, but stage {name} declares "
-                f"{sorted(declared)}; make them equal"
-            )
+        if (named := parameter_names(source)) != {"stage", "parameters"}:
+            raise UserError(f"{source}: its parameters cell names {sorted(named)}, but must name stage and parameters")
         parameters = nest(record["params"])
         os.environ.update(_environment(parameters) | {"LLICM_RUN": os.path.abspath(lock.name)})
         # For checkpoints: a state may be resumed only on the very same inputs.
@@ -326,7 +319,7 @@ def run(address: str) -> None:
         try:
             keep_lock(Path())
             with open(work.with_suffix(".log"), "w", encoding="utf-8") as log:
-                notebook = _execute(source, work, parameters, log)
+                notebook = _execute(source, work, {"stage": name, "parameters": parameters}, log)
             try:
                 after, now = inputs(name)
             except UserError:
