@@ -234,6 +234,37 @@ def test_who_made_what_from_what(study, tmp_path):
     assert found["results/timing/stages.json"]["about"][0] == {"@id": "#run/code"}
 
 
+def test_code_and_packages_come_from_a_manifest(study, tmp_path, validate):
+    path = study / "build/train.json"
+    modules = {name: digest(study / name) for name in ("src/llicm/model.py", "src/run.py")}
+    path.write_text(json.dumps({"modules": modules | {"plugin": "0"}, "packages": {"numpy": "1.26", "torch": "2.1"}}))
+    text = (study / "dvc.lock").read_text()
+    with open(study / "dvc.lock") as file:
+        lock = YAML(typ="safe").load(file)
+    for name in ("train@a+b", "train@c"):
+        deps = [item for item in lock["stages"][name]["deps"] if item["path"] != "src/llicm"]
+        lock["stages"][name]["deps"] = [*deps, {"path": "build/train.json", "md5": digest(path)}]
+    lock["stages"]["code"]["outs"][0]["md5"] = digest(study / "build")
+    with open(study / "dvc.lock", "w") as file:
+        YAML().dump(lock, file)
+    assert (study / "dvc.lock").read_text() != text
+    commit(study)
+    crate = export_crate(study, tmp_path / "crate", about={"seed": "of everything", "arms": "what is trained"})
+    found = entities(crate)
+    assert ids(found["notebooks/1_train.ipynb"]["softwareRequirements"]) == [
+        "#environment/1", "src/llicm/model.py", "src/run.py", "https://pypi.org/project/numpy/1.26/",
+        "https://pypi.org/project/torch/2.1/",
+    ]  # fmt: skip
+    assert found["https://pypi.org/project/torch/2.1/"]["softwareVersion"] == "2.1"
+    assert "build/train.json" in ids(found["#run/train@c"]["object"]) and (crate / "build/train.json").is_file()
+    assert found["#parameter/seed"]["description"] == "of everything"
+    assert found["#parameter/arms.a"]["description"] == "what is trained"
+    assert {severity for severity, _ in validate(crate)} == {"RECOMMENDED"}
+    (study / "src/run.py").write_text("1")
+    with pytest.raises(UserError, match="^src/run.py: differs, but dvc.lock has it for train@a"):
+        export_crate(study, tmp_path / "crate")
+
+
 def _refs(value):
     if isinstance(value, dict):
         yield value["@id"]

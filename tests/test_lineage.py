@@ -271,6 +271,7 @@ def test_an_edited_module_is_one_finding(repository, rerun):
     (repository / "src/model.py").unlink()
     (finding,) = audit(repository, checks=["hashes"])
     assert finding.what == "src/model.py" and finding.found == "nothing there"
+    assert finding.remedy.startswith("restore it with `git checkout`")
 
 
 def test_another_package_is_one_finding(repository):

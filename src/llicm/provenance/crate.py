@@ -393,7 +393,7 @@ class _Study:
     def _code(self, stage: Stage) -> list[Path]:
         """The code of a stage: its inputs below src/ that no stage made, and the modules of its manifest."""
         named = (self.root / item.what for item in self.pipeline.items(stage) if item.kind == "code")
-        return [path for path in named if path not in stage.deps or self._is_code(path)]
+        return [path for path in named if path.exists() and (path not in stage.deps or self._is_code(path))]
 
     def _packages(self, stage: Stage) -> list[dict]:
         """The packages of a stage's manifest."""

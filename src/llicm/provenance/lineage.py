@@ -125,7 +125,10 @@ class Item:
 
     @property
     def remedy(self) -> str:
-        return FETCH if self.found is None else RESTORE
+        """What to do where it differs."""
+        if self.kind == "package":
+            return "install the pinned versions; if it is meant, run `dvc repro`"
+        return FETCH if self.found is None and self.kind != "code" else RESTORE
 
 
 class Pipeline:
@@ -210,7 +213,9 @@ class Pipeline:
             if manifest:
                 now = _manifest(path.read_bytes() if path.is_file() else None) or manifest
                 for name, held in manifest["modules"].items():
-                    yield Item(stage, "code", name, held, self.digest(self.root / name))
+                    inside = "/" in name or name.endswith(".py")  # else a module that is installed, by its name
+                    there = self.digest(self.root / name) if inside else now["modules"].get(name)
+                    yield Item(stage, "code", name, held, there)
                 for name, held in manifest["packages"].items():
                     yield Item(stage, "package", name, held, now["packages"].get(name))
 
