@@ -330,10 +330,10 @@ def export_crate(output: Path, profile: str | None, root: Path) -> None:
       llicm export-crate
       llicm export-crate -o study.zip
     """
-    from llicm.pipeline.checks import descriptions
+    from llicm.parameters import describe
     from llicm.provenance.crate import export_crate as export
 
-    print_result(f"{export(root, output, profile, descriptions())}: written")
+    print_result(f"{export(root, output, profile, describe())}: written")
 
 
 COMMANDS = (vlm, restorer, data, benchmark, train, lineage, audit, export_crate)
