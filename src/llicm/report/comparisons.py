@@ -8,12 +8,12 @@ computed here.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from llicm.benchmark.bdrate import SSIM_FAMILY, bd_interval, bd_table
+from llicm.benchmark.bdrate import SSIM_FAMILY, BDInterval, bd_interval, bd_table
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.probes import PROBES
 from llicm.benchmark.records import mean_curves, references
@@ -22,18 +22,7 @@ from llicm.methods import NONE, Method
 from llicm.parameters import Model, Training
 from llicm.report.writing import chosen
 
-__all__ = [
-    "STRONGEST", "ablation", "baselines", "bd_cells", "budgets", "disagreements", "headline", "headline_tests",
-    "mean_points", "metrics_of", "of_role", "quality_unit", "restoration", "sampling_steps", "specialists",
-    "strongest", "summary", "versus",
-]  # fmt: skip
-
 STRONGEST = "strongest"  # as an anchor: the strongest baseline of each task
-# Columns of `ablation` before those of the tasks.
-ABLATION = (
-    "method", "anchor", "metric", "bd_rate", "bd_rate_low", "bd_rate_high", "bd_quality", "bd_quality_low",
-    "bd_quality_high", "tasks_defined", "images",
-)  # fmt: skip
 
 
 def of_role(methods: Iterable[Method], *roles: str) -> list[Method]:
@@ -133,12 +122,17 @@ def versus(records: pd.DataFrame, metrics: Sequence[str], test: str, rivals: Map
         for name, group in [*((task, [task]) for task in tasks), ("mean", tasks)]:
             found = bd_interval(records, metric, test, {task: rivals[task] for task in group}, group)
             row: dict[str, Any] = {"metric": metric, "task": name, "anchor": "" if name == "mean" else rivals[name]}
-            for value, number in (("bd_rate", found.rate), ("bd_quality", found.quality)):
-                row |= {value: number.estimate, f"{value}_low": number.low, f"{value}_high": number.high}
-            row["tasks_defined"] = found.rate.defined
-            rows.append(row)
-    numbers = [f"{name}{end}" for name in ("bd_rate", "bd_quality") for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+            rows.append(row | _with_ends(found) | {"tasks_defined": found.rate.defined})
+    return pd.DataFrame(rows)
+
+
+def _with_ends(found: BDInterval) -> dict[str, float]:
+    """BD-rate and BD-quality with the ends of their intervals, NaN where undefined."""
+    return {
+        f"{name}{end}": math.nan if number is None else number
+        for name, interval in (("bd_rate", found.rate), ("bd_quality", found.quality))
+        for end, number in (("", interval.estimate), ("_low", interval.low), ("_high", interval.high))
+    }
 
 
 def specialists(records: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str]) -> dict[str, str]:
@@ -179,50 +173,69 @@ def ablation(
     Returns:
         The columns `method` (the test), `anchor`, `metric`; `bd_rate` (percent) and `bd_quality`, means over tasks,
         with the ends `_low` and `_high` of their 95% intervals over the test images (see `bd_interval`);
-        `tasks_defined`, the number of tasks with a BD-rate; `images`; and a column per task, named like it, with its
-        BD-quality. Undefined numbers are NaN.
+        `tasks_defined`, the number of tasks with a BD-rate; `images`; and last a column per task, named like it, with
+        its BD-quality. Undefined numbers are NaN.
 
     Raises:
         UserError: see `bd_table`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for metric in metrics:
-        single = bd_table(records, [metric], list(tests), [anchor], list(tasks)).set_index(["test", "task"])
+        single = bd_table(records, [metric], tests, [anchor], tasks).set_index(["test", "task"])
         for test in tests:
-            found = bd_interval(records, metric, test, anchor, list(tasks))
-            rate, quality = (
-                [np.nan if v is None else v for v in (number.estimate, number.low, number.high)]
-                for number in (found.rate, found.quality)
-            )
-            values = (test, anchor, metric, *rate, *quality, found.rate.defined, found.images)
-            of_tasks = {task: single.loc[(test, task), "bd_quality"] for task in tasks}
-            rows.append(dict(zip(ABLATION, values, strict=True)) | of_tasks)
-    return pd.DataFrame(rows, columns=[*ABLATION, *tasks])
+            found = bd_interval(records, metric, test, anchor, tasks)
+            row: dict[str, Any] = {"method": test, "anchor": anchor, "metric": metric} | _with_ends(found)
+            row |= {"tasks_defined": found.rate.defined, "images": found.images}
+            rows.append(row | {task: single.loc[(test, task), "bd_quality"] for task in tasks})
+    return pd.DataFrame(rows)
 
 
-def bd_cells(
-    table: pd.DataFrame, metric: str, test: str, anchors: Sequence[str] | None, tasks: Sequence[str] | None, value: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """BD-rates or BD-qualities of one method, and who is better everywhere, both as a table anchors x tasks.
+class BDRow(NamedTuple):
+    """One method against one anchor: a number a task, NaN where undefined, and whether it is "better" or "worse" at
+    every rate measured, or ""."""
+
+    anchor: str
+    numbers: list[float]
+    verdicts: list[str]
+
+    @property
+    def defined(self) -> list[float]:
+        return [number for number in self.numbers if not math.isnan(number)]
+
+    @property
+    def mean(self) -> float:
+        """Over the tasks where it is defined."""
+        return float(np.mean(self.defined)) if self.defined else math.nan
+
+    @property
+    def partly(self) -> str:
+        """\"2 of 6\", if the mean is over some of the tasks."""
+        return f"{len(self.defined)} of {len(self.numbers)}" if 0 < len(self.defined) < len(self.numbers) else ""
+
+
+def bd_rows(
+    table: pd.DataFrame, metric: str, test: str, tasks: Sequence[str] | None, value: str
+) -> tuple[list[str], list[BDRow]]:
+    """Tasks, and BD-rates or BD-qualities of one method against each anchor.
 
     Args:
-        table: made by `bd_table`. anchors, tasks: by default those of the table. value: "rate" or "quality".
+        table: made by `bd_table`. tasks: None for those of the table. value: "rate" or "quality".
 
     Raises:
         UserError: the table does not hold these comparisons.
     """
-    if value not in ("rate", "quality"):
-        raise ValueError(f"value is 'rate' or 'quality', not {value!r}")
     rows = table[(table["test"] == test) & (table["metric"] == metric)]
     if not len(rows):
         raise UserError(f"The BD table has no {metric} of {test}: add them to it.")
-    anchors = chosen(anchors, list(dict.fromkeys(rows["anchor"])), "anchor")
+    anchors = list(dict.fromkeys(rows["anchor"]))
     tasks = chosen(tasks, list(dict.fromkeys(rows["task"])), "task")
-    numbers, better = (
-        rows.pivot(index="anchor", columns="task", values=column).reindex(index=anchors, columns=tasks)
-        for column in (f"bd_{value}", "better")
-    )
-    return numbers.astype(float), better.fillna("")
+    words = {"test": "better", "anchor": "worse"}
+    found = rows.set_index(["anchor", "task"])[[f"bd_{value}", "better"]].to_dict("index")
+    cells = [[found.get((anchor, task), {}) for task in tasks] for anchor in anchors]
+    return tasks, [
+        BDRow(anchor, [c.get(f"bd_{value}", math.nan) for c in row], [words.get(c.get("better"), "") for c in row])
+        for anchor, row in zip(anchors, cells, strict=True)
+    ]
 
 
 def sampling_steps(method: Method, models: Mapping[str, Model]) -> int | None:

@@ -2,6 +2,7 @@
 """Counterparts of the paper's Figures 1 to 3, which show no data: frameworks, objectives, the system."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,23 +39,31 @@ def _box(axis: Axes, x: float, y: float, text: str, kind: str, size: tuple[float
     axis.text(x, y, text, ha="center", va="center", fontsize=8.5)
 
 
-def _arrow(axis: Axes, start: Sequence[float], end: Sequence[float], text: str = "", **style) -> None:
-    options = {"arrowstyle": "-|>", "mutation_scale": 9, "linewidth": 1.0, "color": "0.2", "shrinkA": 0, "shrinkB": 0}
-    axis.add_patch(FancyArrowPatch(tuple(start), tuple(end), **(options | style)))
-    if text:
-        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        axis.text(x, y + 0.08, text, ha="center", va="bottom", fontsize=7.5, color="0.3")
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], **style: Any) -> None:
+    options: dict[str, Any] = {"color": "0.2", "shrinkA": 0, "shrinkB": 0} | style
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, linewidth=1.0, **options))
+
+
+def _note(axis: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    options: dict[str, Any] = {"va": "center", "fontsize": 8, "color": "0.35"} | style
+    axis.text(x, y, text, **options)
+
+
+def _title(axis: Axes, x: float, y: float, text: str) -> None:
+    axis.text(x, y, text, fontsize=9.5, weight="bold", va="center")
 
 
 def _row(axis: Axes, y: float, steps: Sequence[tuple[str, str]], left: float, gap: float) -> list[float]:
     """Boxes in a row, with arrows between them; returns their centres."""
-    centres = []
+    centres: list[float] = []
+    before = 0.0
     for index, (text, kind) in enumerate(steps):
         x = left + index * gap
         _box(axis, x, y, text, kind, (0.7, 0.5) if kind == "image" else SIZE)
+        half = 0.36 if kind == "image" else SIZE[0] / 2 + 0.03
         if centres:
-            half = 0.36 if steps[index - 1][1] == "image" else SIZE[0] / 2 + 0.03
-            _arrow(axis, (centres[-1] + half, y), (x - (0.36 if kind == "image" else SIZE[0] / 2 + 0.03), y))
+            _arrow(axis, (centres[-1] + before, y), (x - half, y))
+        before = half
         centres.append(x)
     return centres
 
@@ -65,26 +74,19 @@ def frameworks() -> Figure:
     figure, axis = _canvas(11.2, 5.0)
     x, decoded, enhanced = ("X", "image"), ("X̂", "image"), ("X̂_H", "image")
     codec, restorer = ("codec", "part"), ("restorer", "part")
+    adapted = ("restorer,\ntrained on X̂", "joint")
     rows = (
         ("alone", [x, codec, decoded], "degradations are coded and stay"),
         ("codec → restorer", [x, codec, decoded, restorer, enhanced], "neither knows of the other"),
-        (
-            "codec → adapted",
-            [x, codec, decoded, ("restorer,\ntrained on X̂", "joint"), enhanced],
-            "the restorer knows the codec",
-        ),
-        (
-            "restorer → codec",
-            [x, restorer, ("X_H", "image"), codec, enhanced],
-            "restored before coding, at the camera",
-        ),
+        ("codec → adapted", [x, codec, decoded, adapted, enhanced], "the restorer knows the codec"),
+        ("restorer → codec", [x, restorer, ("X_H", "image"), codec, enhanced], "restored before coding, at the camera"),
         ("LL-ICM", [x, ("codec", "joint"), decoded, ("restorer", "joint"), enhanced], "trained together"),
     )
     for index, (name, steps, note) in enumerate(rows):
         y = 4.45 - 0.97 * index
-        axis.text(0.1, y, name, ha="left", va="center", fontsize=9.5, weight="bold")
+        _title(axis, 0.1, y, name)
         centres = _row(axis, y, steps, 2.3, 1.45)
-        axis.text(centres[-1] + 0.55, y, note, ha="left", va="center", fontsize=8, color="0.35")
+        _note(axis, centres[-1] + 0.55, y, note)
     return figure
 
 
@@ -93,7 +95,7 @@ def objectives() -> Figure:
     """Figure 2: what rate-distortion (RDO) and rate-perception optimisation (RPO) minimise."""
     figure, axis = _canvas(11.2, 3.5)
     for left, title, joint in ((0.5, "RDO: gamma = 0", False), (5.2, "RPO and the mixture: gamma > 0", True)):
-        axis.text(left, 3.25, title, fontsize=9.5, weight="bold", va="center")
+        _title(axis, left, 3.25, title)
         steps = [("X", "image"), ("codec", "joint" if joint else "part"), ("X̂", "image")]
         if joint:
             steps += [("restorer", "joint"), ("X̂_H", "image")]
@@ -102,7 +104,7 @@ def objectives() -> Figure:
         _box(axis, (x + decoded) / 2, 0.95, "distortion\nalpha · D(X̂, X)", "loss", (1.5, 0.62))
         for at in (x, decoded):
             _arrow(axis, (at, 2.08), ((x + decoded) / 2 + (0.5 if at == decoded else -0.5), 1.3))
-        axis.text(codec, 2.83, "rate: beta · R", ha="center", fontsize=8, color="0.3")
+        _note(axis, codec, 2.83, "rate: beta · R", ha="center", va="baseline", color="0.3")
         if joint:
             enhanced = centres[4]
             _box(axis, enhanced - 0.5, 0.95, "perception\ngamma · P(X̂_H, X_ideal)", "loss", (2.0, 0.62))
@@ -117,31 +119,21 @@ def system() -> Figure:
     """Figure 3: LL-ICM as `llicm.framework` has it."""
     figure, axis = _canvas(11.2, 3.6)
     y = 1.0
-    centres = _row(
-        axis, y,
-        [("X", "image"), ("encoder", "joint"), (".llicm\nfile", "image"), ("decoder", "joint"), ("X̂", "image"),
-         ("restorer", "joint"), ("X̂_H", "image")],
-        0.6, 1.62,
-    )  # fmt: skip
-    decoded, restorer = centres[4], centres[5]
+    steps = [
+        ("X", "image"), ("encoder", "joint"), (".llicm\nfile", "image"), ("decoder", "joint"), ("X̂", "image"),
+        ("restorer", "joint"), ("X̂_H", "image"),
+    ]  # fmt: skip
+    _, encoder, _, decoder, decoded, restorer, _ = _row(axis, y, steps, 0.6, 1.62)
     _box(axis, decoded, 2.55, "CLIP with the\nDA-CLIP controller", "vlm", (1.7, 0.7))
     _arrow(axis, (decoded, y + 0.27), (decoded, 2.17))
-    _arrow(
-        axis, (decoded + 0.88, 2.55), (restorer, y + 0.35), connectionstyle="angle,angleA=0,angleB=90,rad=6"
-    )  # fmt: skip
-    axis.text(
-        restorer + 0.1, 2.1, "content and degradation\nembeddings", ha="left", va="center", fontsize=8, color="0.3"
-    )
+    angle = "angle,angleA=0,angleB=90,rad=6"
+    _arrow(axis, (decoded + 0.88, 2.55), (restorer, y + 0.35), connectionstyle=angle)
+    _note(axis, restorer + 0.1, 2.1, "content and degradation\nembeddings", color="0.3")
     _box(axis, decoded - 2.3, 2.55, 'or the user: "rainy"', "image")
     _arrow(axis, (decoded - 1.45, 2.55), (decoded - 0.88, 2.55), linestyle="--")
-    axis.text(centres[1], y - 0.7, "trained together by RPO", ha="left", fontsize=8, color="0.35")
-    axis.add_patch(
-        FancyArrowPatch(
-            (restorer + 0.5, y - 0.46), (centres[1] - 0.5, y - 0.46), arrowstyle="-|>", mutation_scale=9,
-            color="#D55E00", linewidth=1.0, linestyle="--",
-        )
-    )  # fmt: skip
-    axis.text(
-        centres[3] + 0.4, y - 0.7, "gradient of P through the restorer into the codec", fontsize=8, color="#B34700"
-    )
+    _note(axis, encoder, y - 0.7, "trained together by RPO", va="baseline")
+    back = {"color": "#D55E00", "linestyle": "--", "shrinkA": 2, "shrinkB": 2}
+    _arrow(axis, (restorer + 0.5, y - 0.46), (encoder - 0.5, y - 0.46), **back)
+    gradient = "gradient of P through the restorer into the codec"
+    _note(axis, decoder + 0.4, y - 0.7, gradient, va="baseline", color="#B34700")
     return figure

@@ -20,7 +20,7 @@ from llicm.benchmark import records as _records
 from llicm.benchmark.metrics import metric_info
 from llicm.errors import UserError
 from llicm.methods import Method
-from llicm.report.comparisons import bd_cells, quality_unit
+from llicm.report.comparisons import bd_rows, quality_unit
 from llicm.report.lines import CODECS, OTHER_CODECS, line_styles, method_handles
 from llicm.report.style import WIDTH, grid, legend, log_rates, styled
 from llicm.report.writing import bd_number, chosen, method_label
@@ -106,8 +106,8 @@ def non_monotone_why(
     """
     styles = line_styles(methods)
     figure = Figure(figsize=(WIDTH, 3.4 + (2.4 if crops else 0)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.4, 2.4)) if crops else (figure, None)
-    axes = upper.subplots(1, 2)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3.4, 2.4)) if crops else [figure]
+    axes = parts[0].subplots(1, 2)
     for axis, name in zip(axes, ("kept", metric), strict=True):
         curves = _records.mean_curves(records, name)
         for method in styles:
@@ -123,15 +123,14 @@ def non_monotone_why(
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylabel(metric_info(metric).axis_label)
     handles = method_handles(styles)
-    upper.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
-    if lower is not None:
-        for axis, (title, picture, note) in zip(np.atleast_1d(lower.subplots(1, len(crops))), crops, strict=True):
-            axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set_title(title, fontsize=8)
-            axis.set_xlabel(note, fontsize=8)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
+    parts[0].legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+    below = parts[1].subplots(1, len(crops), squeeze=False)[0] if crops else []
+    for axis, (title, picture, note) in zip(below, crops, strict=True):
+        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel(note, fontsize=8)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     return figure
 
 
@@ -163,9 +162,8 @@ def rate_gap(records: pd.DataFrame, methods: Sequence[Method]) -> Figure:
 
 @styled
 def bd_heatmap(
-    table: pd.DataFrame, metrics: str | Sequence[str], test: str, anchors: Sequence[str] | None = None,
-    tasks: Sequence[str] | None = None, value: str = "rate",
-) -> Figure:  # fmt: skip
+    table: pd.DataFrame, metric: str, test: str, tasks: Sequence[str] | None = None, value: str = "rate"
+) -> Figure:
     """BD-rate (or BD-quality) of one method against its anchors: a row an anchor, a column a task.
 
     Blue: the test is better; red: worse; white: equal. Hatched: undefined, with the word "better" or "worse"
@@ -174,77 +172,44 @@ def bd_heatmap(
 
     Args:
         table: made by ``llicm.benchmark.bdrate.bd_table``.
-        metrics: one name, or several, one panel each.
-        test: the method compared. anchors, tasks: rows and columns; by default those of the table.
+        test: the method compared. tasks: columns; by default those of the table.
         value: "rate" (percent) or "quality".
 
     Raises:
         UserError: the table does not hold these comparisons.
     """
-    metrics = [metrics] if isinstance(metrics, str) else metrics
-    cells = {metric: bd_cells(table, metric, test, anchors, tasks, value) for metric in metrics}
-    anchors, tasks = cells[metrics[0]][0].index, cells[metrics[0]][0].columns
-    columns = 1 if len(metrics) == 1 else 2
-    rows = math.ceil(len(metrics) / columns)
-    size = (8.2, 1.5 + 0.42 * len(anchors)) if columns == 1 else (13, rows * (1.3 + 0.40 * len(anchors)))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    numbers = np.concatenate([numbers.to_numpy().ravel() for numbers, _ in cells.values()])
-    numbers = np.abs(numbers[np.isfinite(numbers)])
-    # BD-rate cannot fall below -100 %, so larger increases share the darkest colour. Qualities of different
-    # metrics have different units: each panel has its own scale.
-    limit = float(np.clip(numbers.max(initial=10), 10, 100))
-    shades = matplotlib.colormaps["RdBu_r" if value == "rate" else "RdBu"]
-    for axis, metric in zip(axes, metrics, strict=False):
-        numbers, better = cells[metric]
-        if value == "quality":
-            finite = np.abs(numbers.to_numpy()[np.isfinite(numbers.to_numpy())])
-            limit = float(finite.max(initial=0)) or 1.0
-        _draw_cells(axis, numbers, better, shades, Normalize(-limit, limit), value)
-        label, unit = metric_info(metric).label, quality_unit(metric)
-        axis.set_title(label if value == "rate" else f"{label} ({unit + ', ' if unit else ''}positive is better)")
-    for empty in axes[len(metrics) :]:
-        empty.remove()
-    if value == "rate":
-        scale = matplotlib.cm.ScalarMappable(Normalize(-limit, limit), shades)
-        bar = figure.colorbar(scale, ax=axes[: len(metrics)], shrink=0.8, pad=0.01, aspect=30)
-        bar.set_label("BD-rate (%), negative is better")
-        bar.outline.set_visible(False)
-    if any(frame.isna().any(axis=None) for frame, _ in cells.values()):
-        note = "n/a: undefined; better, worse: at every rate measured. Means are over the defined tasks."
-        figure.supxlabel(note, fontsize=8)
-    title = "BD-rate" if value == "rate" else "BD-quality"
-    figure.suptitle(f"{title} of {method_label(test)} against each anchor", fontsize=11)
-    return figure
-
-
-def _draw_cells(
-    axis: Axes, numbers: pd.DataFrame, better: pd.DataFrame, shades: Colormap, norm: Normalize, value: str
-) -> None:
-    """One heat map with a column for the mean."""
-    rows, columns = numbers.shape
-    mean_at = columns + 0.15  # a gap sets the mean apart
-    for i, anchor in enumerate(numbers.index):
-        defined = numbers.loc[anchor].dropna()
-        for j, task in enumerate(numbers.columns):
-            number, verdict = numbers.loc[anchor, task], better.loc[anchor, task]
-            text = bd_number(number, value)
-            if np.isnan(number):
-                word = {"test": "better", "anchor": "worse"}.get(verdict)
-                text = f"n/a\n{word}" if word else "n/a"
+    tasks, rows = bd_rows(table, metric, test, tasks, value)
+    largest = max((abs(number) for row in rows for number in row.defined), default=0.0)
+    # BD-rate cannot fall below -100 %, so larger increases share the darkest colour.
+    limit = min(max(largest, 10.0), 100.0) if value == "rate" else largest or 1.0
+    shades, norm = matplotlib.colormaps["RdBu_r" if value == "rate" else "RdBu"], Normalize(-limit, limit)
+    figure = Figure(figsize=(8.2, 1.5 + 0.42 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    mean_at = len(tasks) + 0.15  # a gap sets the mean apart
+    for i, row in enumerate(rows):
+        for j, (number, verdict) in enumerate(zip(row.numbers, row.verdicts, strict=True)):
+            text = bd_number(number, value) + (f"\n{verdict}" if math.isnan(number) and verdict else "")
             _cell(axis, j, i, number, text, shades, norm)
-        mean = float(defined.mean()) if len(defined) else math.nan
-        text = bd_number(mean, value)
-        if 0 < len(defined) < columns:
-            text += f"\n{len(defined)} of {columns}"
-        _cell(axis, mean_at, i, mean, text, shades, norm, weight="bold")
+        text = bd_number(row.mean, value) + (f"\n{row.partly}" if row.partly else "")
+        _cell(axis, mean_at, i, row.mean, text, shades, norm, weight="bold")
     axis.set_xlim(-0.5, mean_at + 0.5)
-    axis.set_ylim(rows - 0.5, -0.5)
-    axis.set_xticks([*range(columns), mean_at], [*numbers.columns, "mean"], rotation=25, ha="right")
-    axis.set_yticks(range(rows), [method_label(anchor) for anchor in numbers.index])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks([*range(len(tasks)), mean_at], [*tasks, "mean"], rotation=25, ha="right")
+    axis.set_yticks(range(len(rows)), [method_label(row.anchor) for row in rows])
     axis.tick_params(length=0, pad=2)
     axis.grid(False)
     axis.spines[:].set_visible(False)
+    label, unit = metric_info(metric).label, quality_unit(metric)
+    axis.set_title(label if value == "rate" else f"{label} ({unit + ', ' if unit else ''}positive is better)")
+    if value == "rate":
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, shades), ax=[axis], shrink=0.8, pad=0.01, aspect=30)
+        bar.set_label("BD-rate (%), negative is better")
+        bar.outline.set_visible(False)
+    if any(len(row.defined) < len(tasks) for row in rows):
+        note = "n/a: undefined; better, worse: at every rate measured. Means are over the defined tasks."
+        figure.supxlabel(note, fontsize=8)
+    figure.suptitle(f"BD-{value} of {method_label(test)} against each anchor", fontsize=11)
+    return figure
 
 
 def _cell(

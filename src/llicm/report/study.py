@@ -25,11 +25,6 @@ from llicm.report.recognition import recognition_markdown
 from llicm.report.style import save_figure
 from llicm.report.writing import write_csv, write_json
 
-__all__ = [
-    "Study", "ablation", "compare", "curves", "diffusion_steps", "elsewhere", "extra_sets", "framework", "headline",
-    "hidden", "keep_records", "non_monotone", "pictures", "recognition", "results", "specialists",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Study:
@@ -38,7 +33,8 @@ class Study:
     Attributes:
         every: records of all methods, as `read_records` reads them.
         parameters: tasks, extra, models, benchmark, training and figures are used.
-        out: folder of the results. artifacts: folder of the pipeline.
+        out: folder of the results. artifacts: folder for what is too large for them.
+        made: folder of the pipeline's artifacts, with the models and pairs of what is shown.
         init: folder with published weights that took the place of pretraining, or None.
         flat: tables and figures go into `out` itself instead of folders below it.
     """
@@ -47,6 +43,7 @@ class Study:
     parameters: Parameters
     out: Path = Path("results")
     artifacts: Path = Path("artifacts")
+    made: Path = Path("artifacts")
     init: Path | None = None
     flat: bool = False
 
@@ -135,15 +132,15 @@ def curves(study: Study) -> Path:
     by_name, settings = {method.name: method for method in study.compared}, study.parameters.figures
     drawn = [by_name[name] for name in settings.curves if name in by_name] or study.compared
     thick = comparisons.headline_tests(study.compared, study.test, settings.comparisons)
-    paths = {}
+    paths = []
     for metric in study.metrics:
         name = "figure_4_psnr.png" if metric == "psnr" and not study.flat else f"rate_perception_{metric}.png"
         figure = figures.rate_perception(study.records, metric, study.tasks, drawn, highlight=thick)
-        paths[metric] = study.save(figure, name)
+        paths.append(study.save(figure, name))
     if not study.flat:
         page = curves_page(study.records, study.metrics, study.tasks, study.compared)
         write_atomically(study.artifacts / "curves" / "curves.html", page.encode())
-    return paths[study.metrics[0]]
+    return paths[0]
 
 
 def compare(study: Study) -> pd.DataFrame:
@@ -153,8 +150,8 @@ def compare(study: Study) -> pd.DataFrame:
         study.parameters.figures.comparisons,
     )  # fmt: skip
     if study.test in set(table["test"]):
-        study.save(figures.bd_heatmap(table, "psnr", study.test, tasks=study.tasks), "bd_rate_psnr.png")
-        study.save(figures.bd_heatmap(table, "psnr", study.test, tasks=study.tasks, value="quality"), "bd_psnr.png")
+        study.save(figures.bd_heatmap(table, "psnr", study.test, study.tasks), "bd_rate_psnr.png")
+        study.save(figures.bd_heatmap(table, "psnr", study.test, study.tasks, "quality"), "bd_psnr.png")
     return table
 
 
@@ -164,12 +161,10 @@ def results(study: Study, table: pd.DataFrame) -> str:
     Args:
         table: made by `compare`.
     """
-    shown = study.records[study.records["metric"].isin(["psnr", "ms_ssim"])]
+    parameters, shown = study.parameters, study.records[study.records["metric"].isin(["psnr", "ms_ssim"])]
     write_csv(comparisons.mean_points(shown), study.out / "points.csv", digits=5)
-    restored = comparisons.restoration(study.records, study.tasks)
-    write_csv(restored, study.tables / "restoration.csv", index=True)
-    parameters = study.parameters
-    given = comparisons.budgets(study.parameters.methods, parameters.models, parameters.training, study.init)
+    write_csv(comparisons.restoration(study.records, study.tasks), study.tables / "restoration.csv", index=True)
+    given = comparisons.budgets(parameters.methods, parameters.models, parameters.training, study.init)
     write_csv(given, study.tables / "methods.csv", digits=None)
     tables.write_compressai(study.every, study.tables / "compressai")
     pairs = parameters.figures.comparisons
@@ -210,8 +205,8 @@ def non_monotone(study: Study, codec: str) -> Path:
     """
     kept = [method for method in study.direct if method.order == "alone" or method.role == "test"]
     shown = next(method for method in study.methods if method.name == codec)
-    side, task, artifacts = study.parameters.figures.side // 2, study.tasks[0], study.artifacts
-    crops = kept_crops(shown, task, artifacts / "pairs", artifacts / "models", side=side)
+    side, task = study.parameters.figures.side // 2, study.tasks[0]
+    crops = kept_crops(shown, task, study.made / "pairs", study.made / "models", side=side)
     figure = figures.non_monotone_why(study.records, task, study.having(kept, "kept"), crops)
     return study.save(figure, "figure_5_non_monotone.jpg")
 
@@ -230,9 +225,9 @@ def extra_sets(study: Study, against: Sequence[str]) -> str:
     return study.write("extra.md", tables.extra_markdown(among, extra, study.test, anchors) if extra else text)
 
 
-def recognition(study: Study) -> str:
-    """How often the vision-language model names the degradation, from what `llicm.report.recognition` wrote."""
-    numbers = json.loads((study.out / "vlm" / "recognition.json").read_text(encoding="utf-8"))
+def recognition(study: Study, measured: Path) -> str:
+    """How often the vision-language model names the degradation, from recognition.json."""
+    numbers = json.loads(measured.read_text(encoding="utf-8"))
     return study.write("recognition.md", recognition_markdown(numbers))
 
 
@@ -280,7 +275,7 @@ def pictures(study: Study, table: pd.DataFrame) -> Path:
     """
     settings = study.parameters.figures
     rows = strip_rows(
-        table, study.compared, study.test, study.tasks, study.artifacts / "pairs", study.artifacts / "models",
+        table, study.compared, study.test, study.tasks, study.made / "pairs", study.made / "models",
         image=settings.image, level=settings.level, side=settings.side,
     )  # fmt: skip
     return study.save(picture_rows(rows), "figure_6_pictures.jpg")

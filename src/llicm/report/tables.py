@@ -14,10 +14,9 @@ from llicm.benchmark.records import mean_curves, to_compressai_json
 from llicm.files import write_atomically
 from llicm.methods import Method
 from llicm.report.comparisons import (
-    ABLATION,
     STRONGEST,
     baselines,
-    bd_cells,
+    bd_rows,
     disagreements,
     headline,
     headline_tests,
@@ -26,11 +25,6 @@ from llicm.report.comparisons import (
     restoration,
 )
 from llicm.report.writing import bd_number, markdown, method_label, text_of, write_csv
-
-__all__ = [
-    "ablation_markdown", "bd_markdown", "disagreements_markdown", "extra_markdown", "full_markdown", "headline_latex",
-    "headline_markdown", "non_monotone_markdown", "results_markdown", "write_comparisons", "write_compressai",
-]  # fmt: skip
 
 SHOWN = ("psnr", "ms_ssim", "niqe_fit")  # metrics of the headline in Markdown: two full-reference ones, one without
 
@@ -166,45 +160,32 @@ def full_markdown(table: pd.DataFrame, tasks: Sequence[str], test: str) -> str:
 
 
 def bd_markdown(
-    table: pd.DataFrame, metric: str, test: str, anchors: Sequence[str] | None = None,
-    tasks: Sequence[str] | None = None, value: str = "rate", reasons: bool = True,
-    extra: tuple[str, Mapping[str, str]] | None = None,
+    table: pd.DataFrame, metric: str, test: str, tasks: Sequence[str] | None = None, value: str = "rate",
+    more: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:  # fmt: skip
-    """The numbers of `llicm.report.figures.bd_heatmap` as Markdown, with the reason of each missing one below it.
+    """The numbers of `llicm.report.figures.bd_heatmap` as Markdown.
 
     Args:
-        table, test, anchors, tasks, value: as there. metric: one name. reasons: list why numbers are missing.
-        extra: a further column: its title, and anchor -> cell.
+        table, metric, test, tasks, value: as there. more: further columns: title -> anchor -> cell.
 
     Returns:
         Text that ends in a line break. "n/a" stands for an undefined number; a mean over part of the tasks says over
         how many.
     """
-    numbers, better = bd_cells(table, metric, test, anchors, tasks, value)
-    unit, rows = "%" if value == "rate" else "", []
-    for anchor in numbers.index:
-        cells = [method_label(anchor)]
-        for task in numbers.columns:
-            number = float(numbers.loc[anchor, task])
-            word = {"test": " (better)", "anchor": " (worse)"}.get(better.loc[anchor, task], "")
-            cells.append(f"n/a{word}" if np.isnan(number) else bd_number(number, value) + unit)
-        defined = numbers.loc[anchor].dropna()
-        mean = bd_number(float(defined.mean()), value) + unit if len(defined) else "n/a"
-        part = f" ({len(defined)} of {len(numbers.columns)})" if 0 < len(defined) < len(numbers.columns) else ""
-        rows.append([*cells, f"**{mean}**{part}", *([extra[1].get(anchor, "")] if extra else [])])
-    lines = markdown(["anchor", *numbers.columns, "mean", *([extra[0]] if extra else [])], rows)
-    missing = table[
-        (table["test"] == test)
-        & (table["metric"] == metric)
-        & table["anchor"].isin(numbers.index)
-        & table["task"].isin(numbers.columns)
-        & table[f"bd_{value}"].isna()
-    ]
-    if reasons and len(missing):
-        why = missing["reason" if value == "rate" else "quality_reason"]
-        told = zip(missing["task"], missing["anchor"], why, strict=True)
-        lines += ["", *(f"- {task}, {method_label(anchor)}: {method_label(reason)}." for task, anchor, reason in told)]
-    return text_of(lines)
+    tasks, rows = bd_rows(table, metric, test, tasks, value)
+    unit, lines, more = "%" if value == "rate" else "", [], more or {}
+    for row in rows:
+        cells = [
+            f"{bd_number(number, value)}{unit}" if not np.isnan(number) else f"n/a ({verdict})" if verdict else "n/a"
+            for number, verdict in zip(row.numbers, row.verdicts, strict=True)
+        ]
+        mean = f"**{bd_number(row.mean, value)}{unit if row.defined else ''}**"
+        cells += [
+            f"{mean} ({row.partly})" if row.partly else mean,
+            *(cell.get(row.anchor, "") for cell in more.values()),
+        ]
+        lines.append([method_label(row.anchor), *cells])
+    return text_of(markdown(["anchor", *tasks, "mean", *more], lines))
 
 
 def disagreements_markdown(table: pd.DataFrame) -> str:
@@ -280,7 +261,7 @@ def ablation_markdown(table: pd.DataFrame, updates: int, titles: Mapping[str, st
 
 
 def _ablation_lines(table: pd.DataFrame, metric: str, anchor: str, titles: Mapping[str, str]) -> list[str]:
-    tasks = [column for column in table.columns if column not in ABLATION]
+    tasks = list(table.columns[table.columns.get_loc("images") + 1 :])
     label, unit = metric_info(metric).label, quality_unit(metric)
     mean = f"mean BD-{label}{f' ({unit})' if unit else ''}"
     rows, verdicts = [], []
@@ -290,14 +271,11 @@ def _ablation_lines(table: pd.DataFrame, metric: str, anchor: str, titles: Mappi
             name, _with_ends(row, "bd_rate", "+.1f", "%"), f"{row['tasks_defined']} of {len(tasks)}",
             _with_ends(row, "bd_quality", "+.2f"), *(f"{row[t]:+.2f}" if pd.notna(row[t]) else "n/a" for t in tasks),
         ])  # fmt: skip
+        verdict = "no difference shown at this size (its interval includes zero)"
         if np.isnan(row["bd_quality"]):
             verdict = "cannot be compared"
-        elif row["bd_quality_low"] > 0:
-            verdict = "helps (its interval excludes zero)"
-        elif row["bd_quality_high"] < 0:
-            verdict = "hurts (its interval excludes zero)"
-        else:
-            verdict = "no difference shown at this size (its interval includes zero)"
+        elif row["bd_quality_low"] > 0 or row["bd_quality_high"] < 0:
+            verdict = f"{'helps' if row['bd_quality_low'] > 0 else 'hurts'} (its interval excludes zero)"
         verdicts.append(f"{name}: {verdict}")
     head = ["variant", f"mean BD-rate vs {anchor}", "tasks where defined", mean, *tasks]
     return [*markdown(head, rows), "", f"By mean BD-{label} against {anchor}, {'; '.join(verdicts)}."]
@@ -324,23 +302,20 @@ def results_markdown(
                 "those images, under one training of each method)."
             )
             lines += [f"**{text}{about}" if first == test else f"{text}.", ""]
-    updates = None
+    updates = {}
     if given is not None:
-        cells = {
-            row.method: " + ".join(f"{n:,}" if n else "–" for n in (row.codec_updates, row.restorer_updates))
-            for row in given.itertuples()
-        }
-        updates = ("updates", cells)
+        counts = zip(given["method"], given["codec_updates"], given["restorer_updates"], strict=True)
+        updates = {"updates": {name: " + ".join(f"{n:,}" if n else "–" for n in both) for name, *both in counts}}
     gains = [[name, *(f"{v:{'+' if name == 'gain' else ''}.2f}" for v in restored[name])] for name in restored.columns]
     lines += [
         "BD-rate of LL-ICM in PSNR against each method (negative: LL-ICM needs fewer bits for the same quality). Where "
         "quality ranges do not meet there is no BD-rate, and the table says which side is better at every rate. "
         "Updates are those of codec and restorer in this study, each in batches of the same size:",
         "",
-        bd_markdown(table, "psnr", test, tasks=tasks, reasons=False, extra=updates),
+        bd_markdown(table, "psnr", test, tasks, more=updates),
         "BD-PSNR of LL-ICM in dB (positive: LL-ICM is better at the same rate):",
         "",
-        bd_markdown(table, "psnr", test, tasks=tasks, value="quality", reasons=False),
+        bd_markdown(table, "psnr", test, tasks, "quality"),
         "The restorer alone, on uncompressed degraded photos, mean PSNR in dB:",
         "",
         *markdown(["", *tasks], gains),
