@@ -52,9 +52,9 @@ def probe(folder: Path, out: Path, threads: int, onednn: int, channels_last: int
         latent = codec.latent(stream)
         symbols = b"".join(value.contiguous().numpy().tobytes() for value in latent)
         again = codec.code(*latent, stream.frame) == stream.payload
-        own = codec.encode(images[path.stem.split("@")[0]], stream.level) == data
+        own = codec.compress(images[path.stem.split("@")[0]], stream.level) == data
         found.append((hashlib.sha256(symbols).hexdigest(), again, own))
-        pictures[path.stem] = codec.decode(data)[0].numpy()
+        pictures[path.stem] = codec.decompress(data)[0].numpy()
     np.savez(out, symbols=[f[0] for f in found], again=[f[1] for f in found], own=[f[2] for f in found], **pictures)
 
 
@@ -63,7 +63,7 @@ def settings_table() -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name, x in photos().items():
             for level in LEVELS:
-                Path(folder, f"{name}@{level}.llicm").write_bytes(codec.encode(x, level))
+                Path(folder, f"{name}@{level}.llicm").write_bytes(codec.compress(x, level))
         for name, setting in SETTINGS.items():
             options = {"threads": 2, "onednn": 1, "channels_last": 1} | {
                 k: v for k, v in setting.items() if k.islower()
@@ -105,8 +105,8 @@ def train(values: dict, updates: int | None, exact: bool) -> torch.nn.Module:
                 training=training, seed=values["seed"], models=Path(folder), vlm=Path(folder), out=Path(folder) / "out",
             )  # fmt: skip
         codec = trainer.system.codec.to(memory_format=torch.channels_last).eval()
-        return codec, [[(8 * len(d) / x[0].numel(), psnr(codec.decode(d)[0], x)) for level in range(codec.levels)
-                        for d in [codec.encode(x, level)]] for x in photos().values()]  # fmt: skip
+        return codec, [[(8 * len(d) / x[0].numel(), psnr(codec.decompress(d)[0], x)) for level in range(codec.levels)
+                        for d in [codec.compress(x, level)]] for x in photos().values()]  # fmt: skip
     finally:
         integer.IntegerConv.integers, learned.activate = kept
 

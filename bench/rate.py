@@ -15,7 +15,7 @@ def main() -> None:
     codec, rows = load_model().codec, []
     for name, x in photos().items():
         pixels = x[0].numel()
-        smallest, largest = (len(codec.encode(x, level)) for level in (0, codec.levels - 1))
+        smallest, largest = (len(codec.compress(x, level)) for level in (0, codec.levels - 1))
         for unit, target in TARGETS:
             size = target if unit == "bytes" else target * pixels / 8
             row = {"photo": name, "asked": f"{target:g} {unit}", "at most": int(size)}
@@ -24,7 +24,7 @@ def main() -> None:
             else:
                 tried = []
                 data, level = compress_to(
-                    lambda at, x=x, tried=tried: (tried.append(at), codec.encode(x, at))[1], size, 0, codec.levels - 1
+                    lambda at, x=x, tried=tried: (tried.append(at), codec.compress(x, at))[1], size, 0, codec.levels - 1
                 )
                 share = f"{math.floor(10_000 * len(data) / size) / 100:.2f}%"
                 row |= {"bytes": str(len(data)), "share": share, "level": f"{level:.3f}", "encodings": str(len(tried))}

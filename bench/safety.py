@@ -97,12 +97,12 @@ def judge(files: Path) -> None:
     """In a child process: decode each file; print what came of it, the longest time, and how far memory grew."""
     codec = load_model().codec
     good, *cases = [bytes.fromhex(line) for line in files.read_text().splitlines()]
-    codec.decode(good)
+    codec.decompress(good)
     before, worst, outcomes = _memory(), 0.0, {"refused": 0, "image": 0, "other": 0}
     for case in cases:
         started = time.perf_counter()
         try:
-            codec.decode(case)
+            codec.decompress(case)
             outcome = "image"
         except BitstreamError:
             outcome = "refused"

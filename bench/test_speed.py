@@ -66,11 +66,11 @@ def test_encode(benchmark, ours, image):
 
 def test_decode(benchmark, ours, image):
     data = ours.compress(image[0], LEVEL)
-    measure(benchmark, OURS, "decode", lambda: ours.codec.decode(data), image, [ours.codec])
+    measure(benchmark, OURS, "decode", lambda: ours.codec.decompress(data), image, [ours.codec])
 
 
 def test_enhance(benchmark, ours, image):
-    decoded, level = ours.codec.decode(ours.compress(image[0], LEVEL))
+    decoded, level = ours.codec.decompress(ours.compress(image[0], LEVEL))
     code = ours.relative_level(torch.tensor([level]))
     vision = [ours.conditioner.model.clip.visual, ours.conditioner.model.controller] if ours.conditioner else []
     measure(benchmark, OURS, "enhance", lambda: ours.enhance(decoded[None], code), image, [ours.restorer, *vision])

@@ -24,7 +24,7 @@ torch.manual_seed(0)
 CODEC = CODECS.make("mean-scale", N=8, M=12, lambdas=[0.002, 0.02])
 CODEC.update()
 CODEC.eval()
-FILE = CODEC.encode(torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1)), 1)
+FILE = CODEC.compress(torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(1)), 1)
 LARGEST = 512  # a side: a fuzzer should not spend its time on pictures that are large and right
 
 
@@ -38,7 +38,7 @@ def target(data: bytes) -> None:
         stream = unpack(data)
         if max(stream.height, stream.width) > LARGEST:
             return
-        image, _ = CODEC.decode(data)
+        image, _ = CODEC.decompress(data)
     except BitstreamError:
         return
     assert image.shape == (3, stream.height, stream.width) and bool(torch.isfinite(image).all())

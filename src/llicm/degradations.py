@@ -12,8 +12,7 @@ linearly. Severity 0 is mild, never the identity.
 
 import io
 import math
-from collections.abc import Callable
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -26,57 +25,51 @@ from llicm.errors import UserError
 __all__ = ["CLEAN", "DEGRADATIONS", "IN_ORDER", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
 
 # word -> parameter -> its value at severity 0, 0.5, 1
-LEVELS = MappingProxyType(
-    {
-        "noisy": {
-            "shot": (0.030, 0.100, 0.180),  # standard deviation of the shot noise at linear value 1
-            "read": (0.003, 0.012, 0.030),  # standard deviation of the read noise, linear light
-            "awgn": (0.020, 0.060, 0.100),  # standard deviation of additive noise, sRGB values
-        },
-        "motion-blurry": {
-            "length": (5.0, 10.0, 17.0),  # path of the camera during the exposure, pixels
-        },
-        "hazy": {
-            "beta": (0.50, 0.95, 1.8),  # scattering coefficient, depth being 0.3 (near) to 1 (far)
-        },
-        "low-light": {
-            "gain": (0.32, 0.13, 0.05),  # exposure, linear light
-            "gamma": (1.05, 1.15, 1.3),  # contrast loss of the shadows, linear light
-            "shot": (0.006, 0.012, 0.020),  # as in noisy
-            "read": (0.0005, 0.0012, 0.0030),
-        },
-        "rainy": {
-            "density": (0.0025, 0.0075, 0.0110),  # streaks per pixel, all layers
-            "length": (14.0, 22.0, 34.0),  # mean length of a streak, pixels
-            "strength": (0.50, 0.80, 0.95),  # brightness of a streak
-            "veil": (0.02, 0.05, 0.12),  # share of airlight
-        },
-        "snowy": {
-            "density": (0.0025, 0.0080, 0.0130),  # flakes per pixel
-            "radius": (1.3, 1.7, 2.2),  # typical radius of a flake, pixels
-            "strength": (0.75, 0.9, 1.0),
-            "veil": (0.02, 0.06, 0.14),
-        },
-        "raindrop": {
-            "cover": (0.05, 0.14, 0.30),  # share of the picture behind drops
-            "radius": (7.0, 10.0, 14.0),  # typical radius of a drop, pixels
-        },
-        "shadowed": {
-            "light": (0.55, 0.32, 0.15),  # share of the light that is left in the shadow, linear light
-            "cover": (0.25, 0.35, 0.45),  # share of the picture in shadow
-        },
-        "jpeg-compressed": {
-            "quality": (30.0, 11.0, 5.0),  # libjpeg quality, chroma at half resolution (4:2:0)
-        },
-        "uncompleted": {
-            "cover": (0.010, 0.030, 0.120),  # share of the picture under white strokes
-            "width": (4.0, 8.0, 14.0),  # width of a stroke, pixels
-        },
-    }
-)
+LEVELS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
+    "noisy": {
+        "shot": (0.030, 0.100, 0.180),  # standard deviation of the shot noise at linear value 1
+        "read": (0.003, 0.012, 0.030),  # standard deviation of the read noise, linear light
+        "awgn": (0.020, 0.060, 0.100),  # standard deviation of additive noise, sRGB values
+    },
+    "motion-blurry": {"length": (5.0, 10.0, 17.0)},  # path of the camera during the exposure, pixels
+    "hazy": {"beta": (0.50, 0.95, 1.8)},  # scattering coefficient, depth being 0.3 (near) to 1 (far)
+    "low-light": {
+        "gain": (0.32, 0.13, 0.05),  # exposure, linear light
+        "gamma": (1.05, 1.15, 1.3),  # contrast loss of the shadows, linear light
+        "shot": (0.006, 0.012, 0.020),  # as in noisy
+        "read": (0.0005, 0.0012, 0.0030),
+    },
+    "rainy": {
+        "density": (0.0025, 0.0075, 0.0110),  # streaks per pixel, all layers
+        "length": (14.0, 22.0, 34.0),  # mean length of a streak, pixels
+        "strength": (0.50, 0.80, 0.95),  # brightness of a streak
+        "veil": (0.02, 0.05, 0.12),  # share of airlight
+    },
+    "snowy": {
+        "density": (0.0025, 0.0080, 0.0130),  # flakes per pixel
+        "radius": (1.3, 1.7, 2.2),  # typical radius of a flake, pixels
+        "strength": (0.75, 0.9, 1.0),
+        "veil": (0.02, 0.06, 0.14),
+    },
+    "raindrop": {
+        "cover": (0.05, 0.14, 0.30),  # share of the picture behind drops
+        "radius": (7.0, 10.0, 14.0),  # typical radius of a drop, pixels
+    },
+    "shadowed": {
+        "light": (0.55, 0.32, 0.15),  # share of the light that is left in the shadow, linear light
+        "cover": (0.25, 0.35, 0.45),  # share of the picture in shadow
+    },
+    "jpeg-compressed": {"quality": (30.0, 11.0, 5.0)},  # libjpeg quality, chroma at half resolution (4:2:0)
+    "uncompleted": {
+        "cover": (0.010, 0.030, 0.120),  # share of the picture under white strokes
+        "width": (4.0, 8.0, 14.0),  # width of a stroke, pixels
+    },
+}
+
+_Levels = dict[str, float]
 
 
-def _at(word: str, severity: float) -> dict[str, float]:
+def _at(word: str, severity: float) -> _Levels:
     """The physical parameters of a word at a severity: piecewise linear between the three stated values."""
     values = {}
     for name, (mild, middle, severe) in LEVELS[word].items():
@@ -126,11 +119,11 @@ def _over(image: Tensor, light: Tensor, alpha: Tensor) -> Tensor:
     return torch.lerp(image, light.expand_as(image), alpha.expand_as(image))
 
 
-# --- the ten, each for one image (3, H, W) and one severity ---
+# --- the ten, each for one image (3, H, W) and its physical parameters; the first line says what it does ---
 
 
-def _noisy(image: Tensor, severity: float, generator: Generator) -> Tensor:
-    level = _at("noisy", severity)
+def _noisy(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Shot and read noise in linear light, then additive white Gaussian noise (AWGN)."""
     linear = _sensor_noise(srgb_to_linear(image), level["shot"], level["read"], generator)
     encoded = linear_to_srgb(linear)
     return encoded.add_(torch.randn(image.shape, generator=generator), alpha=level["awgn"])
@@ -190,9 +183,10 @@ def _mirror_pad(image: Tensor, margin: int) -> Tensor:
     return image
 
 
-def _motion_blurry(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _motion_blurry(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Straight or curved camera shake during one exposure, in linear light."""
     curved, stretch = _uniform(generator, (0, 1), (0.9, 1.1))
-    path = motion_path(_at("motion-blurry", severity)["length"] * stretch, curved < 0.5, generator)
+    path = motion_path(level["length"] * stretch, curved < 0.5, generator)
     return linear_to_srgb(_filter(srgb_to_linear(image), motion_kernel(path)))
 
 
@@ -205,9 +199,10 @@ def haze_model(image: Tensor, depth: Tensor, beta: float, airlight: Tensor) -> T
     return torch.lerp(airlight.expand_as(image), image, torch.exp(depth * -beta).expand_as(image))
 
 
-def _hazy(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _hazy(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Atmospheric scattering over a smooth random depth with the far end at the top."""
     height, width = image.shape[1:]
-    beta = _at("hazy", severity)["beta"]
+    beta = level["beta"]
     air, tint, slope, stretch = _uniform(generator, (0.80, 0.97), (-0.03, 0.03), (0.35, 0.65), (0.9, 1.1))
     far_up = torch.linspace(1, 0, height)[:, None]  # the far end of most scenes is at the top
     depth = 0.3 + 0.7 * (slope * far_up + (1 - slope) * _smooth_field(height, width, 4, generator))
@@ -215,8 +210,8 @@ def _hazy(image: Tensor, severity: float, generator: Generator) -> Tensor:
     return haze_model(image, depth, beta * stretch, airlight)
 
 
-def _low_light(image: Tensor, severity: float, generator: Generator) -> Tensor:
-    level = _at("low-light", severity)
+def _low_light(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Underexposure, a darker tone curve, shot and read noise, in linear light."""
     (stretch,) = _uniform(generator, (0.85, 1.15))
     dark = srgb_to_linear(image).pow_(level["gamma"]).mul_(level["gain"] * stretch)
     return linear_to_srgb(_sensor_noise(dark, level["shot"], level["read"], generator))
@@ -244,10 +239,9 @@ def _streaks(
 ) -> Tensor:
     """(H, W) straight streaks, one pixel wide, brightest in the middle; angle from the vertical, radians."""
     height, width = shape
-    reach = length
     u = torch.rand((5, count), generator=generator)
-    rows = u[0] * (height + 2 * reach) - reach
-    cols = u[1] * (width + 2 * reach) - reach
+    rows = u[0] * (height + 2 * length) - length
+    cols = u[1] * (width + 2 * length) - length
     lengths = length * (0.5 + u[2])
     angles = angle + spread * (u[3] - 0.5)
     strength = 0.4 + 0.6 * u[4]
@@ -257,18 +251,13 @@ def _streaks(
     offset = lengths[:, None] * along
     # A light per pixel of path: its weight makes the streak's brightness independent of its length.
     weight = strength[:, None] * profile * (lengths[:, None] / steps)
-    return _splat(
-        height,
-        width,
-        (rows[:, None] + offset * angles.cos()[:, None]).flatten(),
-        (cols[:, None] + offset * angles.sin()[:, None]).flatten(),
-        weight.flatten(),
-    )
+    row, col = rows[:, None] + offset * angles.cos()[:, None], cols[:, None] + offset * angles.sin()[:, None]
+    return _splat(height, width, row.flatten(), col.flatten(), weight.flatten())
 
 
-def _rainy(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _rainy(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Streaks of rain in three layers of distance, and a slight veil."""
     height, width = image.shape[1:]
-    level = _at("rainy", severity)
     angle, veil_light, grey = _uniform(generator, (-0.6, 0.6), (0.6, 0.8), (0.82, 0.95))
     rain = torch.zeros(height, width)
     # Far rain is short, thin, dense and faint, near rain long, wide, sparse and bright.
@@ -283,20 +272,16 @@ def _rainy(image: Tensor, severity: float, generator: Generator) -> Tensor:
     return _over(image, torch.tensor(grey), rain.mul_(level["strength"]).clamp_(0, 0.9))
 
 
-def _snowy(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _snowy(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Soft flakes of several sizes, slightly smeared by their fall, and a slight veil."""
     height, width = image.shape[1:]
-    level = _at("snowy", severity)
     angle, speed, veil_light, white = _uniform(generator, (-0.9, 0.9), (0.5, 3.5), (0.75, 0.9), (0.93, 1.0))
     margin = 12
     count = max(int(level["density"] * (height + 2 * margin) * (width + 2 * margin)), 1)
     u = torch.rand((4, count), generator=generator)
     radius = level["radius"] * (0.5 + 0.9 * u[2] + 2.5 * u[2] ** 12)  # many small flakes, few near ones
     order = radius.argsort()
-    rows, cols, radius = (
-        (u[0] * (height + 2 * margin))[order],
-        (u[1] * (width + 2 * margin))[order],
-        radius[order],
-    )
+    rows, cols, radius = ((u[0] * (height + 2 * margin))[order], (u[1] * (width + 2 * margin))[order], radius[order])
     opacity = (0.55 + 0.45 * u[3])[order] * (1.4 / radius).clamp(0.6, 1)
     clear = torch.ones((height + 2 * margin) * (width + 2 * margin))
     pitch = width + 2 * margin
@@ -326,9 +311,9 @@ def _snowy(image: Tensor, severity: float, generator: Generator) -> Tensor:
     return _over(image, torch.tensor(white), snow)
 
 
-def _raindrop(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _raindrop(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Drops on the lens that refract and blur what lies behind them."""
     height, width = image.shape[1:]
-    level = _at("raindrop", severity)
     # A drop on the lens is a tiny fish-eye: it shows the scene upside down, small and out of focus
     # (Qian et al., "Attentive generative adversarial network for raindrop removal", CVPR 2018).
     blurred = _box_blur(image, 2)
@@ -374,9 +359,9 @@ def _box_blur(image: Tensor, half: int) -> Tensor:
     return F.avg_pool2d(F.avg_pool2d(padded[None], side, 1), side, 1)[0]
 
 
-def _shadowed(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _shadowed(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """A soft shadow of random shape, bluish, in linear light."""
     height, width = image.shape[1:]
-    level = _at("shadowed", severity)
     cells, soft, blue, turn, mix = _uniform(generator, (2, 4.99), (0.02, 0.08), (1.05, 1.3), (0, 6.283), (0.3, 0.8))
     rows = torch.linspace(-0.5, 0.5, height)[:, None]
     cols = torch.linspace(-0.5, 0.5, width)[None]
@@ -389,8 +374,9 @@ def _shadowed(image: Tensor, severity: float, generator: Generator) -> Tensor:
     return linear_to_srgb(srgb_to_linear(image) * (1 - mask * (1 - left)))
 
 
-def _jpeg_compressed(image: Tensor, severity: float, generator: Generator) -> Tensor:
-    quality = round(_at("jpeg-compressed", severity)["quality"])
+def _jpeg_compressed(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Real baseline JPEG with 8x8 blocks and halved chroma, by Pillow."""
+    quality = round(level["quality"])
     array = image.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, format="JPEG", quality=quality, subsampling="4:2:0")
@@ -399,14 +385,14 @@ def _jpeg_compressed(image: Tensor, severity: float, generator: Generator) -> Te
     return torch.from_numpy(array).permute(2, 0, 1).to(image.dtype).div_(255)
 
 
-def _uncompleted(image: Tensor, severity: float, generator: Generator) -> Tensor:
+def _uncompleted(image: Tensor, level: _Levels, generator: Generator) -> Tensor:
+    """Missing strokes, white as in the usual inpainting masks."""
     height, width = image.shape[1:]
-    level = _at("uncompleted", severity)
     canvas = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(canvas)
     goal = level["cover"] * height * width
     for _ in range(200):
-        if float(np.count_nonzero(canvas)) >= goal:
+        if np.count_nonzero(np.asarray(canvas)) >= goal:
             break
         u = torch.rand(8, generator=generator).tolist()
         stroke = max(level["width"] * (0.6 + 0.8 * u[0]), 1.0)
@@ -427,11 +413,11 @@ def _uncompleted(image: Tensor, severity: float, generator: Generator) -> Tensor
 
 # --- the public functions ---
 
-_Single = Callable[[Tensor, float, Generator], Tensor]
+_Single = Callable[[Tensor, _Levels, Generator], Tensor]
 _Batched = Callable[[Tensor, float | Tensor, Generator], Tensor]
 
 
-def _batched(word: str, single: _Single, summary: str) -> _Batched:
+def _batched(word: str, single: _Single) -> _Batched:
     def function(images: Tensor, severity: float | Tensor, generator: Generator) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}")
@@ -439,40 +425,33 @@ def _batched(word: str, single: _Single, summary: str) -> _Batched:
         if any(not 0 <= s <= 1 for s in severities):
             raise ValueError(f"severity must lie in [0, 1], not {severities}")
         pairs = zip(images.float(), severities, strict=True)
-        return torch.stack([single(image, s, generator) for image, s in pairs]).clamp_(0, 1)
+        return torch.stack([single(image, _at(word, s), generator) for image, s in pairs]).clamp_(0, 1)
 
     function.__name__ = function.__qualname__ = word.replace("-", "_")
     function.__doc__ = (
-        f"{summary}\n\n    Images (N, 3, H, W) in [0, 1], severity a number or (N,) in [0, 1]; returns the "
-        f"same shape in [0, 1].\n    Physical values at severity 0, 0.5, 1: see ``LEVELS[{word!r}]``.\n\n"
+        f"{single.__doc__}\n\n    Images (N, 3, H, W) in [0, 1], severity a number or (N,) in [0, 1]; returns the same "
+        f"shape in [0, 1].\n    Physical values at severity 0, 0.5, 1: see ``LEVELS[{word!r}]``.\n\n"
         "    Raises:\n        ValueError: wrong shape, or a severity outside [0, 1].\n    "
     )
     return function
 
 
-_SINGLE: dict[str, tuple[_Single, str]] = {
-    "motion-blurry": (
-        _motion_blurry,
-        "Straight or curved camera shake during one exposure, in linear light.",
-    ),
-    "hazy": (_hazy, "Atmospheric scattering over a smooth random depth with the far end at the top."),
-    "jpeg-compressed": (_jpeg_compressed, "Real baseline JPEG with 8x8 blocks and halved chroma, by Pillow."),
-    "low-light": (
-        _low_light,
-        "Underexposure, a darker tone curve, shot and read noise, in linear light.",
-    ),
-    "noisy": (_noisy, "Shot and read noise in linear light, then additive white Gaussian noise (AWGN)."),
-    "raindrop": (_raindrop, "Drops on the lens that refract and blur what lies behind them."),
-    "rainy": (_rainy, "Streaks of rain in three layers of distance, and a slight veil."),
-    "shadowed": (_shadowed, "A soft shadow of random shape, bluish, in linear light."),
-    "snowy": (_snowy, "Soft flakes of several sizes, slightly smeared by their fall, and a slight veil."),
-    "uncompleted": (_uncompleted, "Missing strokes, white as in the usual inpainting masks."),
+# In the order of DA-CLIP's words, to which outputs of the vision-language model belong. (The command line reads it here.)
+_SINGLE: dict[str, _Single] = {
+    "motion-blurry": _motion_blurry,
+    "hazy": _hazy,
+    "jpeg-compressed": _jpeg_compressed,
+    "low-light": _low_light,
+    "noisy": _noisy,
+    "raindrop": _raindrop,
+    "rainy": _rainy,
+    "shadowed": _shadowed,
+    "snowy": _snowy,
+    "uncompleted": _uncompleted,
 }
 
 CLEAN = "clean"  # the word, beside those of DEGRADATIONS, of an image that is left as it is
-DEGRADATIONS: dict[str, _Batched] = {word: _batched(word, *entry) for word, entry in _SINGLE.items()}
-
-
+DEGRADATIONS: dict[str, _Batched] = {word: _batched(word, single) for word, single in _SINGLE.items()}
 # Where two meet, in the order of nature: what happens to the light before the lens, on it, in the camera, and after.
 IN_ORDER = (
     "shadowed", "hazy", "rainy", "snowy", "raindrop", "motion-blurry", "low-light", "noisy", "jpeg-compressed",

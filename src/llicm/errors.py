@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of error a user can cause or mend, each with a one-sentence message."""
+"""The errors that a user can cause or repair, each with a one-sentence message."""
 
 import errno
 import shutil
@@ -22,7 +22,7 @@ class BitstreamError(UserError):
 class DiskFullError(UserError, OSError):
     """No room to write: made with the three arguments of an OSError (number, text, file)."""
 
-    REASONS = {
+    REASONS: dict[int, str | None] = {
         errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
         errno.EFBIG: "it would be larger than a file may be here",
     }  # fmt: skip
@@ -31,7 +31,7 @@ class DiskFullError(UserError, OSError):
         place = Path(self.filename).absolute().parent
         while not place.exists():
             place = place.parent
-        reason, free = self.REASONS.get(self.errno, self.strerror), shutil.disk_usage(place).free / 1e6
+        reason, free = self.REASONS.get(self.errno or 0, self.strerror), shutil.disk_usage(place).free / 1e6
         return (
             f"{self.filename}: {reason} ({free:.1f} MB are free in {place}); make room there, then run the same "
             "command again."

@@ -4,10 +4,10 @@
     X ──codec──► bitstream ──► X̂ ──► CLIP / DA-CLIP ──► context ─┐
                                └───────► restorer ◄──────────────┘ ──► X̂_H
 
-The codec compresses the degraded image X; the restorer turns the decoded X̂ into the enhanced X̂_H. The codec's level is
-in the bitstream, so the decoder knows it and conditions the restorer on it. Either part may be absent: a codec alone
-gives X̂ = X̂_H, a restorer alone works on X itself. The conditioner is the vision-language model; it sees what the decoder
-has, so nothing is sent for it, and no gradient passes through it.
+The codec compresses the degraded image X; the restorer turns the decoded X̂ into the enhanced X̂_H. The codec's level
+is in the bitstream, so the decoder knows it and conditions the restorer on it. Either part may be absent: a codec alone
+gives X̂ = X̂_H, a restorer alone works on X itself. The conditioner is the vision-language model; it sees what the
+decoder has, so nothing is sent for it, and no gradient passes through it.
 
 Beyond the paper the encoder may have a restorer of its own, the *prefilter*: the codec then gets X as that restores it,
 spends nothing on what would be thrown away, and the restorer behind it repairs what both have done.
@@ -119,7 +119,7 @@ class LLICM(nn.Module):
 
     def compress(self, x: Tensor, level: float) -> bytes:
         """X (3, H, W) in [0, 1] to the bytes of a `.llicm` file."""
-        return self.codec.encode(self.prefiltered(x), level)
+        return self.codec.compress(self.prefiltered(x), level)
 
     @torch.no_grad()
     def decompress(self, data: bytes, task: str | None = None) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class LLICM(nn.Module):
         Raises:
             BitstreamError: see `llicm.codec.bitstream.unpack`.
         """
-        decoded, level = self.codec.decode(data)
+        decoded, level = self.codec.decompress(data)
         enhanced = self.enhance(decoded[None], self.codec.relative_level(torch.tensor([level])), [task])
         return decoded, enhanced[0].clamp(0, 1)
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from llicm.errors import UserError
@@ -47,15 +48,16 @@ def read_image(path: str | os.PathLike | bytes | BinaryIO, name: str | None = No
             pages, larger than a `.llicm` file can be (16384 pixels a side, 2^26 in all), has a broken colour profile,
             or samples whose range is not known (signed, 32-bit, floating-point outside [0, 1]).
     """
+    source: io.BytesIO | Path
     if isinstance(path, bytes | bytearray | memoryview):
         source, name = io.BytesIO(path), name or "image"
-    elif hasattr(path, "read"):
-        # Not every stream can seek, as Pillow wants to.
-        source, name = io.BytesIO(path.read()), name or str(getattr(path, "name", "image"))
-    else:
+    elif isinstance(path, str | os.PathLike):
         source, name = Path(path), name or str(path)
         if not source.is_file():
             raise UserError(f"{name}: no such image file; check the path.")
+    else:
+        # Not every stream can seek, as Pillow wants to.
+        source, name = io.BytesIO(path.read()), name or str(getattr(path, "name", "image"))
     try:
         with warnings.catch_warnings():
             # The limits of a size are `check_size`'s; other oddities that Pillow can live with are no news to a user.
@@ -85,11 +87,10 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
 
 def _check(opened: Image.Image) -> dict[int, Any]:
     """Refuse, before pixels are decoded, what would be read wrongly or in part; returns the tags of a TIFF, or {}."""
-    reason = check_size(*opened.size)
-    if reason:
+    if reason := check_size(*opened.size):
         raise ValueError(reason)
     frames = getattr(opened, "n_frames", 1)
-    if opened.format != "TIFF":
+    if not isinstance(opened, TiffImageFile):
         if frames > 1 and opened.format != "MPO":  # a JPEG with further pictures: previews, depth
             raise ValueError(f"an animation of {frames} frames, of which one would have to be extracted")
         return {}
@@ -155,17 +156,13 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
         ValueError: the profile is damaged, or of another colour space than the picture.
     """
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else ImageCms.createProfile("LAB"))
         space = source.profile.xcolor_space.strip() if profile else "Lab"
     except (OSError, ImageCms.PyCMSError):
         raise ValueError("its colour profile is damaged: remove the profile, or save the photo as sRGB") from None
-    modes = {
-        "GRAY": ("1", "L"),
-        "RGB": ("1", "L", "P", "RGB", "RGBX", "YCbCr"),  # grey photos often have one of these
-        "CMYK": ("CMYK",),
-        "Lab": ("LAB",),
-    }
-    if picture.mode not in modes.get(space, ()):
+    # Grey photos often have a profile for RGB.
+    modes = {"GRAY": "1 L", "RGB": "1 L P RGB RGBX YCbCr", "CMYK": "CMYK", "Lab": "LAB"}
+    if picture.mode not in modes.get(space, "").split():
         raise ValueError(f"its colour profile is for {space}, its pixels are {picture.mode}: save it as sRGB")
     mode = {"GRAY": "L"}.get(space, space.upper())
     picture = picture.convert(mode) if picture.mode != mode else picture
@@ -181,14 +178,20 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     if mode in ("L", "RGB"):
         # Most profiles are sRGB under one name or another. Then pixels stay as they are, not rounded to the next value.
         steps = np.linspace(0, 255, 9).round().astype(np.uint8)
-        probe = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
-        probe = Image.fromarray(probe if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
-        before, after = (np.asarray(p.convert("RGB")) for p in (probe, ImageCms.applyTransform(probe, transform)))
+        colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+        probe = Image.fromarray(colours if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+        before, after = (np.asarray(p.convert("RGB")) for p in (probe, _transformed(probe, transform)))
         if abs(before.astype(int) - after).max() <= 1:
             return picture.convert("RGB")
         if mode == "L":
             return Image.fromarray(after[0][np.asarray(picture)])
-    return ImageCms.applyTransform(picture, transform)
+    return _transformed(picture, transform)
+
+
+def _transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # it is only where the picture is converted in place
+    return converted
 
 
 def write_png(image: Tensor, path: str | os.PathLike) -> None:
@@ -211,12 +214,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images; check the path.")
-    found = sorted(
-        (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES),
-        key=lambda p: p.name,
-    )
-    found = [p for p in found if not p.name.startswith(".")]
+    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
     if not found:
         kinds = ", ".join(s[1:] for s in IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no images in this folder; put at least one there ({kinds}).")
-    return found
+    return sorted(found, key=lambda p: p.name)

@@ -6,12 +6,12 @@
     restorer>codec              X ─restorer─► X_r ─codec─► bytes ─► X̂      (restoration before encoding)
     restorer>codec>restorer     X ─restorer─► X_r ─codec─► bytes ─► X̂ ─restorer─► X̂_H
 
-A word is a trained model or a conventional codec (`raw` is none: 24 bits a pixel). A model that trains codec and restorer
-together, such as LL-ICM, is a whole method in one word, with its prefilter if it has one. `restorer@10` is a diffusion
-restorer with so many steps.
+A word is a trained model or a conventional codec (`raw` is none: 24 bits a pixel). A model that has codec and restorer,
+such as LL-ICM, is a whole method in one word, with its prefilter if it has one. `restorer@10` is a diffusion restorer
+with so many steps.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 

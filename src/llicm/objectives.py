@@ -9,8 +9,8 @@ selected by name; each returns one value a sample, scaled so that a unit of it i
 
 All levels share the weights of a model, so the loss of each sample is divided by the square root of its lambda
 (relative to the batch): the optimum of a level stays what it is, but neither the lowest nor the highest rates own the
-gradient. To the restorer all levels count the same, so P is weighted by the batch's mean lambda, and by the sample's own
-on its way from the restorer back to the codec (`Objective.fork`), where it is limited besides.
+gradient. To the restorer all levels count the same, so P is weighted by the batch's mean lambda, and by the sample's
+own on its way from the restorer back to the codec (`Objective.fork`), where it is limited besides.
 """
 
 import math

@@ -222,8 +222,8 @@ class Group(_Group):
     models: Annotated[list[Name], Field(min_length=3, max_length=3)]
     """Models that the methods use, `none` for fewer than three."""
     levels: Levels | dict[Name, Levels]
-    """Settings of the codec, in ascending rate: quality of a conventional codec, level of a learned one (0 to the number
-    of lambdas minus 1, fractions allowed); by codec where there are several."""
+    """Settings of the codec, in ascending rate: quality of a conventional codec, level of a learned one (0 to the
+    number of lambdas minus 1, fractions allowed); by codec where there are several."""
     role: Literal["baseline", "test", "specialist", "ablation", "steps", "reference"] = "baseline"
     """Part that the methods play in the tables: forms of LL-ICM are tests."""
     title: str | None = None
@@ -255,8 +255,8 @@ class Evaluate(_Group):
     workers: Positive
     """Processes that evaluate at the same time."""
     weights: Text | None
-    """Folder with the weight files of metrics that need some (lpips, dists, ...), laid out as the caches of torch hub and
-    Hugging Face below 'hub'; relative to this file's folder or absolute; null for the usual caches."""
+    """Folder with the weight files of metrics that need some (lpips, dists, ...), laid out as the caches of torch hub
+    and Hugging Face below 'hub'; relative to this file's folder or absolute; null for the usual caches."""
 
 
 class Figures(_Group):

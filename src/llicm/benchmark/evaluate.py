@@ -120,8 +120,8 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
 
 
 def evaluate_group(
-    plan: Plan, pairs: Path, tasks: Sequence[str], workers: int, *, extra: Sequence[str] = (), images: int | None = None,
-    timing: Path | None = None,
+    plan: Plan, pairs: Path, tasks: Sequence[str], workers: int, *, extra: Sequence[str] = (),
+    images: int | None = None, timing: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Records of every (method, task, image, level, metric) of a codec group, in that order.
 

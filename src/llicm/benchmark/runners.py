@@ -57,11 +57,11 @@ class Clock:
 class RawCodec:
     """No compression: 8-bit RGB samples, 24 bpp; the reference that shows what restoration alone does."""
 
-    def encode(self, image: Tensor, level: float) -> bytes:
+    def compress(self, image: Tensor, level: float) -> bytes:
         self.shape = image.shape
         return (image * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
 
-    def decode(self, data: bytes) -> tuple[Tensor, float | None]:
+    def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).float() / 255, None
 
 
@@ -71,32 +71,32 @@ class LearnedCodec:
     def __init__(self, network: Any):
         self.network = network
 
-    def encode(self, image: Tensor, level: float) -> bytes:
-        return self.network.encode(image, level)
+    def compress(self, image: Tensor, level: float) -> bytes:
+        return self.network.compress(image, level)
 
-    def decode(self, data: bytes) -> tuple[Tensor, float | None]:
-        image, level = self.network.decode(data)
+    def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
+        image, level = self.network.decompress(data)
         return image, float(self.network.relative_level(torch.tensor(level)))
 
 
 class FileCodec:
     """A conventional codec.
 
-    These formats do not tell their quality, and a learned codec's file does. So that the comparison is fair both ways, a
-    restorer that is conditioned on the level gets it by one byte more (`tells_level`), and the byte counts.
+    These formats do not tell their quality, and a learned codec's file does. So that the comparison is fair both ways,
+    a restorer that is conditioned on the level gets it by one byte more (`tells_level`), and the byte counts.
     """
 
     def __init__(self, codec: ConventionalCodec, tells_level: bool):
         self.codec, self.tells_level = codec, tells_level
 
-    def encode(self, image: Tensor, level: float) -> bytes:
+    def compress(self, image: Tensor, level: float) -> bytes:
         more = bytes([round(255 * self.codec.relative_level(level))]) if self.tells_level else b""
-        return self.codec.encode(image, level) + more
+        return self.codec.compress(image, level) + more
 
-    def decode(self, data: bytes) -> tuple[Tensor, float | None]:
+    def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
         if not self.tells_level:
-            return self.codec.decode(data), None
-        return self.codec.decode(data[:-1]), data[-1] / 255
+            return self.codec.decompress(data), None
+        return self.codec.decompress(data[:-1]), data[-1] / 255
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,9 @@ class Runner:
         key = (self.method.codec, tells, level, steps if first else None, first)
         if key not in memo:
             with clock("encode"):
-                data = self.codec.encode(x, level)
+                data = self.codec.compress(x, level)
             with clock("decode"):
-                memo[key] = data, *self.codec.decode(data)
+                memo[key] = data, *self.codec.decompress(data)
         data, decoded, relative = memo[key]
         output = decoded
         if self.restorer is not None:

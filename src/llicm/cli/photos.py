@@ -76,7 +76,7 @@ def _top(system: "LLICM") -> float:
 def _encode(system: "LLICM", prefiltered: "Tensor", level: float) -> bytes:
     """The file of a photo (3, H, W) as `LLICM.prefiltered` gives it; what cannot be coded is a UserError."""
     try:
-        return system.codec.encode(prefiltered, level)
+        return system.codec.compress(prefiltered, level)
     except ValueError as error:
         raise UserError(f"cannot be compressed: {error}.") from None
 
@@ -237,7 +237,7 @@ def decompress(
         data = files.read_bytes(job.source)
         unpack(data)  # a damaged file need not wait for the model
         system = loaded()
-        return system.codec.decode(data)[0] if as_captured else system.decompress(data, task)[1]
+        return system.codec.decompress(data)[0] if as_captured else system.decompress(data, task)[1]
 
     _convert_to_images(make, inputs, output, wanted, force, streams=True)
 

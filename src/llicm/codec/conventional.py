@@ -23,10 +23,10 @@ vvc        program  0 to 63, 63 - QP                                   VTM, or v
 The published BPG, AV1 and VTM anchors are 4:4:4, to be compared with `heic`, `avif444` and `vvc` by VTM; those of
 JPEG and WebP are 4:2:0. :func:`available` says which codecs cannot be used here, and why.
 
-A further codec is one class, here or in a module of its own in this package (then no model is trained again):
+A further codec is one class in a module of its own, found by its name (then no model is trained again):
 
-    @register("name")
-    class Name(ConventionalCodec): ...
+    @register("my-codec")                      # in llicm/codec/my_codec.py
+    class MyCodec(ConventionalCodec): ...
 """
 
 import importlib
@@ -39,29 +39,34 @@ import struct
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
 import torch
+import torch.nn.functional as F
 from PIL import Image, features
 from torch import Tensor
 
-import llicm.codec
 from llicm.errors import BitstreamError, UserError
 from llicm.limits import check_size
+from llicm.registry import CODECS
 
 __all__ = ["CONVENTIONAL", "ConventionalCodec", "available", "find_codec", "register"]
 
 CONVENTIONAL: dict[str, "ConventionalCodec"] = {}
 
+_Class = TypeVar("_Class", bound=type["ConventionalCodec"])
 
-def register(name: str):
+
+def register(name: str) -> Callable[[_Class], _Class]:
     """Class decorator: put one object of a :class:`ConventionalCodec` into ``CONVENTIONAL`` as `name`."""
 
-    def add(cls: type["ConventionalCodec"]) -> type["ConventionalCodec"]:
+    def add(cls: _Class) -> _Class:
         if name in CONVENTIONAL:
             raise ValueError(f"a codec named {name!r} is registered already")
         CONVENTIONAL[name] = cls(name)
@@ -71,34 +76,29 @@ def register(name: str):
 
 
 def find_codec(name: str) -> "ConventionalCodec":
-    """The codec of this name.
+    """The codec of this name; a module of its own is imported.
 
     Raises:
         UserError: there is none; the message lists those there are.
     """
-    _import_all()
+    if name not in CONVENTIONAL and (module := CODECS.module_of(name)):
+        importlib.import_module(module)
     if name not in CONVENTIONAL:
-        known = ", ".join(sorted(CONVENTIONAL))
-        raise UserError(f"params.yaml: codec '{name}' is unknown; choose one of learned, raw, {known}")
+        raise UserError(f"params.yaml: codec '{name}' is unknown; choose one of raw, {', '.join(available())}")
     return CONVENTIONAL[name]
-
-
-def _import_all() -> None:
-    """Codecs in modules of their own register themselves when they are imported."""
-    for module in pkgutil.iter_modules(llicm.codec.__path__, "llicm.codec."):
-        importlib.import_module(module.name)
 
 
 def available() -> dict[str, str | None]:
     """For each registered codec: None if it can be used here, else a sentence: why not and what to install."""
-    _import_all()
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], f"{__package__}."):
+        importlib.import_module(module.name)  # those in modules of their own register themselves
     return {name: codec.missing() for name, codec in sorted(CONVENTIONAL.items())}
 
 
 class ConventionalCodec:
     """An image file format with a fixed set of encoder settings; this class writes and reads it with Pillow.
 
-    A codec of another library overrides :meth:`missing`, :meth:`write`, :meth:`read` and :meth:`describe`.
+    A codec of another library overrides :meth:`missing`, :meth:`write`, :meth:`read` and :meth:`versions`.
 
     Attributes:
         format: Pillow's name of the format.
@@ -109,7 +109,7 @@ class ConventionalCodec:
 
     format: str
     feature: str
-    settings: dict = {}
+    settings: dict[str, Any] = {}
     quality_range = (0, 100)
 
     def __init__(self, name: str):
@@ -126,7 +126,7 @@ class ConventionalCodec:
         low, high = self.quality_range
         return (quality - low) / (high - low)
 
-    def options(self, quality: int) -> dict:
+    def options(self, quality: int) -> dict[str, Any]:
         """Pillow's save options that express `quality` (a larger value: a better picture, a larger file)."""
         return {"quality": quality}
 
@@ -135,19 +135,19 @@ class ConventionalCodec:
         return _boxes_fill(data)
 
     def write(self, pixels: np.ndarray, quality: int) -> bytes:
-        """The complete file of `pixels`, (H, W, 3) uint8 RGB, at a checked quality; raises anything but UserError
-        where the format cannot hold the picture."""
+        """The complete file of `pixels`, (H, W, 3) uint8 RGB, at a checked quality; raises OSError, ValueError or
+        RuntimeError where the format cannot hold the picture."""
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, self.format, **self.options(quality), **self.settings)
         return buffer.getvalue()
 
     def read(self, data: bytes) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of a complete file; raises anything where the bytes are not one."""
+        """(H, W, 3) uint8 RGB of a complete file; raises any exception where the bytes are not one."""
         with Image.open(io.BytesIO(data), formats=[self.format]) as file:
             _check_header(file.size, file.mode, getattr(file, "n_frames", 1))
             return np.array(file)
 
-    def encode(self, image: Tensor, quality: int) -> bytes:
+    def compress(self, image: Tensor, quality: float) -> bytes:
         """Compress one image.
 
         Args:
@@ -158,8 +158,8 @@ class ConventionalCodec:
             The complete file; the same bytes for the same input, whatever the number of threads.
 
         Raises:
-            UserError: the quality is no whole number in range, the picture is too large for the format, or
-                the codec is missing here (with the sentence of :meth:`missing`).
+            UserError: the quality is no whole number in range, the picture is too large for the format, or the codec is
+                missing here (with the sentence of :meth:`missing`).
         """
         self._require()
         low, high = self.quality_range
@@ -168,8 +168,7 @@ class ConventionalCodec:
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
             raise ValueError(f"expected one image (3, H, W), got {tuple(image.shape)}")
         height, width = image.shape[1:]
-        problem = check_size(width, height)
-        if problem:
+        if problem := check_size(width, height):
             raise UserError(f"{self.name} cannot write a picture of {problem}.")
         pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         try:
@@ -177,19 +176,19 @@ class ConventionalCodec:
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise UserError(f"{self.name} cannot write a picture of {width}x{height} pixels: {error}.") from error
 
-    def decode(self, data: bytes) -> Tensor:
+    def decompress(self, data: bytes) -> Tensor:
         """Decompress one file.
 
         Args:
-            data: a file written by :meth:`encode`. Damage that a format without checksum cannot tell from
-                content decodes to another picture.
+            data: a file written by :meth:`compress`. Damage that a format without checksum cannot tell from content
+                decodes to another picture.
 
         Returns:
             (3, H, W) float32 RGB in [0, 1], on the 8-bit grid.
 
         Raises:
-            BitstreamError: the bytes are not a whole file of this format, or declare more pixels than
-                `llicm.limits` allows.
+            BitstreamError: the bytes are not a whole file of this format, or declare more pixels than `llicm.limits`
+                allows.
             UserError: the codec is missing here (with the sentence of :meth:`missing`).
         """
         self._require()
@@ -200,24 +199,21 @@ class ConventionalCodec:
         except UserError:
             raise
         except Exception as error:  # a damaged header makes the libraries raise almost every kind
-            raise BitstreamError(
-                f"These {len(data)} bytes are not a complete {self.name} file: encode again ({error})."
-            ) from error
+            what = f"These {len(data)} bytes are not a complete {self.name} file"
+            raise BitstreamError(f"{what}: encode again ({error}).") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Name, format, encoder settings and library versions, for the record of a measurement."""
-        return {
-            "name": self.name,
-            "format": self.format,
-            "settings": dict(self.settings),
-            "pillow": PIL.__version__,
-            "library": f"{self.feature} {features.version(self.feature)}",
-        }
+        described = {"name": self.name, "format": self.format, "settings": dict(self.settings), "library": None}
+        return described | (self.versions() if self.missing() is None else {})
+
+    def versions(self) -> dict[str, Any]:
+        """Of the libraries or programs behind the codec, where it can be used."""
+        return {"pillow": PIL.__version__, "library": f"{self.feature} {features.version(self.feature)}"}
 
     def _require(self) -> None:
-        reason = self.missing()
-        if reason:
+        if reason := self.missing():
             raise UserError(reason)
 
 
@@ -227,8 +223,7 @@ def _check_header(size: tuple[int, int], mode: str, frames: int) -> None:
     Raises:
         ValueError: the declared (width, height) is too large, the mode is not RGB, or there is not one frame.
     """
-    problem = check_size(*size)
-    if problem:
+    if problem := check_size(*size):
         raise ValueError(f"it declares {problem}")
     if mode != "RGB" or frames != 1:
         raise ValueError(f"it holds {frames} pictures of mode {mode}, not one of RGB")
@@ -258,9 +253,9 @@ class JPEG(ConventionalCodec):
     def whole(self, data: bytes) -> bool:
         return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"  # start and end of image
 
-    def describe(self) -> dict:
+    def versions(self) -> dict[str, Any]:
         turbo = features.version("libjpeg_turbo")
-        return super().describe() | ({"library": f"libjpeg_turbo {turbo}"} if turbo else {})
+        return super().versions() | ({"library": f"libjpeg_turbo {turbo}"} if turbo else {})
 
 
 @register("jpeg444")
@@ -304,7 +299,7 @@ class JPEG2000(ConventionalCodec):
     settings = {"irreversible": True, "mct": 1, "quality_mode": "dB"}
     quality_range = (20, 60)
 
-    def options(self, quality: int) -> dict:
+    def options(self, quality: int) -> dict[str, Any]:
         return {"quality_layers": [quality]}
 
 
@@ -342,7 +337,7 @@ class HEIC(ConventionalCodec):
             return f"{self.name}: this pillow-heif has no x265 encoder: pip install --force-reinstall pillow-heif."
         return None
 
-    def options(self, quality: int) -> dict:
+    def options(self, quality: int) -> dict[str, Any]:
         return {"x265:qp": self.quality_range[1] - quality}
 
     def write(self, pixels: np.ndarray, quality: int) -> bytes:
@@ -351,14 +346,10 @@ class HEIC(ConventionalCodec):
         buffer = io.BytesIO()
         # Whatever pillow_heif.options can change for the whole process is given here.
         pillow_heif.from_pillow(Image.fromarray(pixels)).save(
-            buffer,
-            quality=50,  # replaced by x265:qp
-            tile_size=0,
-            save_nclx_profile=True,
-            matrix_coefficients=6,
-            full_range_flag=1,
+            buffer, quality=50,  # replaced by x265:qp
+            tile_size=0, save_nclx_profile=True, matrix_coefficients=6, full_range_flag=1,
             enc_params={key: str(value) for key, value in (self.settings | self.options(quality)).items()},
-        )
+        )  # fmt: skip
         return buffer.getvalue()
 
     def read(self, data: bytes) -> np.ndarray:
@@ -381,16 +372,14 @@ class HEIC(ConventionalCodec):
             raise ValueError(f"it declares {declared} pixels and holds {picture.size}")
         return np.array(picture)
 
-    def describe(self) -> dict:
-        described = {"name": self.name, "format": self.format, "settings": dict(self.settings), "library": None}
-        if self.missing() is None:
-            import pillow_heif
+    def versions(self) -> dict[str, Any]:
+        import pillow_heif
 
-            info = pillow_heif.libheif_info()
-            described["library"] = f"libheif {info['libheif']}, {info['encoders']['x265']}"
-            described |= {"pillow": PIL.__version__, "pillow_heif": pillow_heif.__version__}
-            described["decoder"] = ", ".join(info["decoders"].values())
-        return described
+        info = pillow_heif.libheif_info()
+        library = f"libheif {info['libheif']}, {info['encoders']['x265']}"
+        decoder = ", ".join(info["decoders"].values())
+        packages = {"pillow": PIL.__version__, "pillow_heif": pillow_heif.__version__}
+        return {"library": library, "decoder": decoder} | packages
 
 
 @register("heic420")
@@ -424,34 +413,23 @@ class _Programs:
 # The first that is found is used: VTM before vvenc, which takes 4:2:0 only. Perceptual quantization is off as for HEVC.
 _VVC_PROGRAMS = (
     _Programs(
-        "EncoderAppStatic",
-        "DecoderAppStatic",
-        "4:4:4",
+        "EncoderAppStatic", "DecoderAppStatic", "4:4:4",
         "-c {config} -i {video} -b {stream} -o {null} -q {qp} -wdt {width} -hgt {height} -fr 1 -f 1 "
         "--InputChromaFormat=444 --ChromaFormatIDC=444 --InputBitDepth=10 --InternalBitDepth=10",
-        "-b {stream} -o {video} -d 10",
-        "--help",
-        "encoder_intra_vtm.cfg",
+        "-b {stream} -o {video} -d 10", "--help", "encoder_intra_vtm.cfg",
     ),
     _Programs(
-        "vvencapp",
-        "vvdecapp",
-        "4:2:0",
+        "vvencapp", "vvdecapp", "4:2:0",
         "-i {video} -s {width}x{height} -c yuv420_10 -r 30 -f 1 -q {qp} --qpa 0 --preset slower -t 1 -o {stream}",
-        "-b {stream} -o {video} -t 1",
-        "--version",
+        "-b {stream} -o {video} -t 1", "--version",
     ),
     _Programs(
-        "vvencFFapp",
-        "vvdecapp",
-        "4:2:0",
+        "vvencFFapp", "vvdecapp", "4:2:0",
         "-i {video} -s {width}x{height} --InputChromaFormat 420 --InputBitDepth 10 --InternalBitDepth 10 -fr 30 -f 1 "
         "-q {qp} -qpa 0 --preset slower -t 1 -b {stream}",
-        "-b {stream} -o {video} -t 1",
-        "--version",
+        "-b {stream} -o {video} -t 1", "--version",
     ),
-)
-
+)  # fmt: skip
 
 _VVC_HEADER = struct.Struct(">HHI")  # width, height, CRC-32
 _KR, _KB = 0.2126, 0.0722  # BT.709
@@ -498,8 +476,7 @@ class VVC(ConventionalCodec):
             video.write_bytes(_to_yuv(pixels, programs.chroma))
             values = {"video": video, "stream": stream, "null": os.devnull, "width": columns, "height": rows}
             values |= {"qp": self.quality_range[1] - quality, "config": paths.get("config")}
-            failure = self._run(paths["encoder"], programs.encode, values)
-            if failure:
+            if failure := self._run(paths["encoder"], programs.encode, values):
                 raise UserError(f"{self.name}: {failure}.")
             coded = stream.read_bytes() if stream.is_file() else b""
         if not coded:
@@ -510,27 +487,24 @@ class VVC(ConventionalCodec):
     def read(self, data: bytes) -> np.ndarray:
         programs, paths = self._require_programs()
         width, height, _ = _VVC_HEADER.unpack_from(data)
-        problem = check_size(width, height)
-        if problem:
+        if problem := check_size(width, height):
             raise ValueError(f"it declares {problem}")
         with tempfile.TemporaryDirectory(prefix="llicm-vvc-") as folder:
             stream, video = Path(folder, "in.266"), Path(folder, "out.yuv")
             stream.write_bytes(data[_VVC_HEADER.size :])
-            failure = self._run(paths["decoder"], programs.decode, {"stream": stream, "video": video})
-            if failure:
+            if failure := self._run(paths["decoder"], programs.decode, {"stream": stream, "video": video}):
                 raise ValueError(failure)
             decoded = video.read_bytes() if video.is_file() else b""
         return _from_yuv(decoded, _padded(height), _padded(width))[:height, :width]
 
-    def describe(self) -> dict:
-        described = {"name": self.name, "format": self.format, "settings": dict(self.settings), "library": None}
-        if self.missing() is None:
-            programs, paths = self._require_programs()
-            described["settings"] |= {"chroma": programs.chroma, "arguments": programs.encode}
-            described["settings"] |= {"config": programs.config} if programs.config else {}
-            described["library"] = f"{programs.encoder} {_version(paths['encoder'], programs.version)}"
-            described["decoder"] = f"{programs.decoder} {_version(paths['decoder'], programs.version)}"
-        return described
+    def versions(self) -> dict[str, Any]:
+        programs, paths = self._require_programs()
+        settings = self.settings | {"chroma": programs.chroma, "arguments": programs.encode}
+        return {
+            "settings": settings | ({"config": programs.config} if programs.config else {}),
+            "library": f"{programs.encoder} {_version(paths['encoder'], programs.version)}",
+            "decoder": f"{programs.decoder} {_version(paths['decoder'], programs.version)}",
+        }
 
     def _find(self) -> tuple[_Programs, dict[str, str]] | str:
         """The programs to use with the paths of "encoder", "decoder" and "config", or why there are none."""
@@ -542,13 +516,11 @@ class VVC(ConventionalCodec):
             encoder, decoder = (shutil.which(name, path=path) for name in (programs.encoder, programs.decoder))
             if not encoder:
                 continue
-            paths = {"encoder": encoder, "decoder": decoder}
+            paths = {"encoder": encoder, "decoder": decoder or ""}
             if programs.config:
                 parent = Path(encoder).resolve().parent
-                places = [parent, parent / "cfg", parent.parent / "cfg"]
-                paths["config"] = next(
-                    (str(p / programs.config) for p in places if (p / programs.config).is_file()), ""
-                )
+                places = [where / programs.config for where in (parent, parent / "cfg", parent.parent / "cfg")]
+                paths["config"] = next((str(place) for place in places if place.is_file()), "")
             lacking = [getattr(programs, key) for key, value in paths.items() if not value]
             if not lacking:
                 return programs, paths
@@ -565,7 +537,7 @@ class VVC(ConventionalCodec):
             raise UserError(found)
         return found
 
-    def _run(self, program: str, arguments: str, values: dict) -> str | None:
+    def _run(self, program: str, arguments: str, values: dict[str, Any]) -> str | None:
         """Run a program to its end: None if it succeeded, else how it failed.
 
         Raises:
@@ -574,13 +546,7 @@ class VVC(ConventionalCodec):
         command = [program, *(argument.format(**values) for argument in arguments.split())]
         name = Path(program).name
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=self.timeout,
-            )
+            done = _run(command, self.timeout)
         except subprocess.TimeoutExpired as error:
             raise UserError(f"{self.name}: {name} did not end within {self.timeout:g} seconds.") from error
         except OSError as error:
@@ -592,6 +558,12 @@ class VVC(ConventionalCodec):
         return f"{name} failed with exit status {done.returncode}: {last[:200]}"
 
 
+def _run(command: list[str], timeout: float) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout
+    )
+
+
 def _vvc_crc(size: bytes, stream: bytes) -> int:
     return zlib.crc32(stream, zlib.crc32(size))
 
@@ -599,9 +571,7 @@ def _vvc_crc(size: bytes, stream: bytes) -> int:
 def _version(program: str, argument: str) -> str:
     """The version that a program prints, or "of unknown version"."""
     try:
-        done = subprocess.run(
-            [program, argument], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30
-        )
+        done = _run([program, argument], 30)
     except (OSError, subprocess.TimeoutExpired):
         return "of unknown version"
     found = re.search(r"version:?\s*\[?v?(\d[\w.+-]*)", done.stdout.decode(errors="replace"), re.IGNORECASE)
@@ -651,7 +621,7 @@ def _from_yuv(video: bytes, height: int, width: int) -> np.ndarray:
         chroma = chroma.reshape(2, height, width)
     else:  # samples lie amid their 2x2 blocks, as _to_yuv puts them
         small = torch.from_numpy(chroma.reshape(1, 2, height // 2, width // 2))
-        chroma = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)[0].numpy()
+        chroma = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)[0].numpy()
     blue, red = luma + (2 - 2 * _KB) * chroma[0], luma + (2 - 2 * _KR) * chroma[1]
     green = (luma - _KR * red - _KB * blue) / (1 - _KR - _KB)
     return (np.stack([red, green, blue], 2) * 255).round().clip(0, 255).astype(np.uint8)

@@ -247,7 +247,7 @@ class MeanScaleHyperprior(CompressionModel):
         return digest.digest()
 
     @torch.no_grad()
-    def encode(self, x: Tensor, level: float) -> bytes:
+    def compress(self, x: Tensor, level: float) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
 
         Args:
@@ -276,7 +276,7 @@ class MeanScaleHyperprior(CompressionModel):
         return pack(Bitstream(self._id(), height, width, level, payload))
 
     @torch.no_grad()
-    def decode(self, data: bytes) -> tuple[Tensor, float]:
+    def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Decompress the bytes of a `.llicm` file.
 
         Returns:

@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import atomic_folder, write_atomically
 from llicm.images import IMAGE_SUFFIXES
 
 __all__ = ["DataSet", "add", "catalogue", "check_apart", "folder_of", "known_sets", "overlap", "registry", "split"]
@@ -150,20 +149,13 @@ def split(train: str, test: str, out: str | os.PathLike, root: str | os.PathLike
     sources = {part: _images(folder_of(name, root)) for part, name in parts.items()}
     if out.exists():
         raise UserError(f"{out}: exists already; remove it or choose another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as new:
         for part, paths in sources.items():
-            (temporary / part).mkdir()
+            (new / part).mkdir(parents=True)
             for path in paths:
-                _link(path, temporary / part / path.name)
+                _link(path, new / part / path.name)
         lines = [f"{part}: {catalogue()[name].title} ({catalogue()[name].source})" for part, name in parts.items()]
-        (temporary / "SOURCES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        (new / "SOURCES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {part: len(paths) for part, paths in sources.items()}
 
 
@@ -198,9 +190,8 @@ def check_apart(photos: str | os.PathLike) -> None:
 def _verify_photos(entry: DataSet, folder: Path) -> tuple[int, str]:
     paths = _images(folder)
     if len(paths) != entry.count:
-        raise UserError(
-            f"{folder}: {len(paths)} pictures, but {entry.title} has {entry.count}; get the whole set again."
-        )
+        counts = f"{len(paths)} pictures, but {entry.title} has {entry.count}"
+        raise UserError(f"{folder}: {counts}; get the whole set again.")
     sums = {path.name: _digest(path) for path in paths}
     for path in paths:
         if entry.sha256 and entry.sha256.get(path.name) != sums[path.name]:
@@ -215,15 +206,12 @@ def _verify_pairs(entry: DataSet, folder: Path) -> tuple[int, str]:
         places = {kind: folder / part / entry.degradation / kind for kind in ("GT", "LQ")}
         for place in places.values():
             if not place.is_dir():
-                raise UserError(
-                    f"{place}: no such folder; lay {entry.title} out as {{train,val}}/{entry.degradation}/{{GT,LQ}}."
-                )
+                layout = f"{{train,val}}/{entry.degradation}/{{GT,LQ}}"
+                raise UserError(f"{place}: no such folder; lay {entry.title} out as {layout}.")
         degraded = _images(places["LQ"])
         if len(degraded) != count:
-            raise UserError(
-                f"{places['LQ']}: {len(degraded)} pictures, but {entry.title} has {count} there; "
-                "get the whole set again."
-            )
+            counts = f"{len(degraded)} pictures, but {entry.title} has {count} there"
+            raise UserError(f"{places['LQ']}: {counts}; get the whole set again.")
         stems = {path.stem for path in _images(places["GT"])}
         for path in degraded:
             if path.stem not in stems:

@@ -70,10 +70,8 @@ def _read(paths: list[Path]) -> dict[str, Tensor]:
         photo = read_image(path)
         height, width = photo.shape[1:]
         if min(height, width) < SMALLEST_SIDE:
-            raise UserError(
-                f"{path}: {width}x{height} pixels is too small; remove it or use photos of at least "
-                f"{SMALLEST_SIDE} pixels a side."
-            )
+            least = f"at least {SMALLEST_SIDE} pixels a side"
+            raise UserError(f"{path}: {width}x{height} pixels is too small; remove it or use photos of {least}.")
         photos[path.stem] = photo
     return photos
 
@@ -85,7 +83,5 @@ def _refuse_mixing(corpus: Corpus, root: Path) -> None:
     training = {content(photo): name for name, photo in corpus.train.items()}
     for name, photo in corpus.test.items():
         if (twin := training.get(content(photo))) is not None:
-            raise UserError(
-                f"{root}: the test photo {name} is the same picture as the training photo {twin}; remove one "
-                "of them, since training and test photos must never mix."
-            )
+            same = f"the test photo {name} is the same picture as the training photo {twin}"
+            raise UserError(f"{root}: {same}; remove one of them, since training and test photos must never mix.")

@@ -8,7 +8,6 @@ degradations of one word there are sets of other names (see :func:`set_of`), as 
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch import Generator, Tensor
 
 from llicm.degradations import CLEAN, IN_ORDER, degrade
 from llicm.errors import UserError
+from llicm.files import atomic_folder
 from llicm.images import list_images, quantize8, read_image, write_png
 
 __all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "set_of", "stable_seed", "write_pairs"]
@@ -40,8 +40,8 @@ def set_of(name: str, severity: float) -> tuple[list[str], float]:
     Raises:
         UserError: an unknown word, a word twice, or a wrong severity.
     """
-    words, at, number = name.partition("@")
-    words = words.split("+")
+    joined, at, number = name.partition("@")
+    words = joined.split("+")
     known = [*IN_ORDER, CLEAN]
     for word in words:
         if word not in known or words.count(word) > 1 or (word == CLEAN and len(words) > 1):
@@ -57,14 +57,9 @@ def set_of(name: str, severity: float) -> tuple[list[str], float]:
 
 
 def write_pairs(
-    photos: Mapping[str, Tensor],
-    root: str | os.PathLike,
-    words: Iterable[str],
-    severity: float,
-    seed: int,
-    split: str,
+    photos: Mapping[str, Tensor], root: str | os.PathLike, words: Iterable[str], severity: float, seed: int, split: str,
     max_side: int | None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Degrade photos and write ``<root>/<split>/<word>/{GT,LQ}/<name>.png`` for every word.
 
     Args:
@@ -82,15 +77,12 @@ def write_pairs(
     Raises:
         UserError: an unknown degradation word or name of a set.
     """
-    parent = Path(root) / split
-    parent.mkdir(parents=True, exist_ok=True)
-    done = []
+    folders = []
     for word in words:
         suffered, level = set_of(word, severity)
-        folder = parent / word
-        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=f".{word}."))
-        try:
-            temporary.chmod(0o755)
+        folders.append(Path(root) / split / word)
+        with atomic_folder(folders[-1]) as new:
+            new.mkdir()
             for name, photo in photos.items():
                 ideal = quantize8(centre_crop(photo, max_side))
                 # the same for all severities: what differs between them is then the severity alone
@@ -98,16 +90,9 @@ def write_pairs(
                 degraded = ideal[None]
                 for each in suffered:
                     degraded = degrade(each, degraded, level, generator)
-                write_png(ideal, temporary / "GT" / f"{name}.png")
-                write_png(degraded[0], temporary / "LQ" / f"{name}.png")
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        done.append(folder)
-    return done
+                write_png(ideal, new / "GT" / f"{name}.png")
+                write_png(degraded[0], new / "LQ" / f"{name}.png")
+    return folders
 
 
 def read_pairs(root: str | os.PathLike, split: str, word: str) -> list[Pair]:
@@ -130,10 +115,8 @@ def read_pairs(root: str | os.PathLike, split: str, word: str) -> list[Pair]:
         pair = Pair(name, read_image(ideals[name]), read_image(path))
         if pair.ideal.shape != pair.degraded.shape:
             (h1, w1), (h2, w2) = pair.ideal.shape[1:], pair.degraded.shape[1:]
-            raise UserError(
-                f"{path}: {w2}x{h2} pixels, but its ideal picture {ideals[name]} has {w1}x{h1}; "
-                "the two must be of one size."
-            )
+            sizes = f"{w2}x{h2} pixels, but its ideal picture {ideals[name]} has {w1}x{h1}"
+            raise UserError(f"{path}: {sizes}; the two must be of one size.")
         pairs.append(pair)
     return pairs
 
@@ -177,7 +160,7 @@ def parts(photos: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """
     if count == 1:
         return dict(photos)
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, photo in photos.items():
         along = 1 if photo.shape[1] > photo.shape[2] else 2
         side = photo.shape[along] // count

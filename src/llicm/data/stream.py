@@ -19,7 +19,6 @@ from llicm.errors import UserError
 __all__ = ["Batch", "PairStream"]
 
 _SCALES = (1.0, 0.75, 0.5, 0.35)
-_MASK = 2**63 - 1
 
 
 class Batch(NamedTuple):
@@ -65,19 +64,10 @@ class PairStream:
     """
 
     def __init__(
-        self,
-        photos: Sequence[Tensor],
-        tasks: Sequence[str],
-        crop: int,
-        batch: int,
-        seed: int,
-        dead_leaves_share: float,
-        severity: tuple[float, float],
-        pool: int,
-        refresh: int,
-        paired: Mapping[str, Sequence[Pair]] | None = None,
-        mixed: float = 0.0,
-    ):
+        self, photos: Sequence[Tensor], tasks: Sequence[str], crop: int, batch: int, seed: int,
+        dead_leaves_share: float, severity: tuple[float, float], pool: int, refresh: int,
+        paired: Mapping[str, Sequence[Pair]] | None = None, mixed: float = 0.0,
+    ):  # fmt: skip
         low, high = severity
         if not photos or not tasks or min(crop, batch, pool, refresh) < 1:
             raise ValueError("PairStream needs photos, tasks, and crop, batch, pool, refresh >= 1")
@@ -101,9 +91,7 @@ class PairStream:
             for word, found in (paired or {}).items()
             if found
         }
-        self._paired_cumulative = {
-            word: _cumulative([ideal for _, ideal in found]) for word, found in self._paired.items()
-        }
+        self._paired_cumulative = {word: _cumulative([i for _, i in found]) for word, found in self._paired.items()}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step (0, 1, 2, ...): the same bytes whichever batches were made before."""
@@ -113,9 +101,9 @@ class PairStream:
         severity = torch.rand(self.rows, generator=generator) * (high - low) + low
         ideal = torch.empty(self.rows, 3, self.crop, self.crop)
         degraded = torch.empty_like(ideal)
-        photo = [self._row(row, int(task[row]), step, ideal, degraded, generator) for row in range(self.rows)]
-        ready = torch.tensor([index is None for index in photo])
-        photo = torch.tensor([-1 if index is None else index for index in photo])
+        photos = [self._row(row, int(task[row]), step, ideal, degraded, generator) for row in range(self.rows)]
+        ready = torch.tensor([index is None for index in photos])
+        photo = torch.tensor([-1 if index is None else index for index in photos])
         severity[ready] = math.nan
         second, level = self._second(task, ready, generator)
         degraded = torch.where(ready[:, None, None, None], degraded, ideal)
@@ -241,4 +229,4 @@ def _mix(*numbers: int) -> int:
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         state ^= state >> 31
-    return state & _MASK
+    return state & (2**63 - 1)

@@ -12,21 +12,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llicm.benchmark.evaluate import Plan, evaluate_family
+from llicm.benchmark.evaluate import Plan, evaluate_group
 from llicm.benchmark.records import read_records, write_records
 from llicm.data.catalogue import catalogue, folder_of, known_sets, overlap
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
-from llicm.pipeline.parameters import load
+from llicm.methods import NONE
+from llicm.parameters import load
 from llicm.pipeline.checkpoint import Checkpoint
+from llicm.report.study import Study, elsewhere
 
 __all__ = ["run_benchmark"]
 
 
 def run_benchmark(
-    photos: str, out: Path, *, root: Path = Path(), datasets: Path = Path("datasets"), families: Sequence[str] = (),
+    photos: str, out: Path, *, root: Path = Path(), datasets: Path = Path("datasets"), groups: Sequence[str] = (),
     metrics: Sequence[str] = (), max_side: int | None = None, count: int | None = None,
 ) -> Path:  # fmt: skip
     """Degrade photos, send them through the methods, and write records, tables and figures.
@@ -37,7 +39,8 @@ def run_benchmark(
         photos: name of a registered dataset (see `llicm.data.catalogue`), or a folder of clean photos.
         out: folder of the results; made.
         root: of the study: params.yaml and artifacts/ are there. datasets: folder of the registry.
-        families: of params.yaml, those measured; none for all. metrics: in place of the study's.
+        groups: codec groups of `benchmark` in params.yaml, () for all; references come along.
+        metrics: in place of the study's.
         max_side: photos are cut to at most this many pixels a side, at the centre; None for whole ones.
         count: the first so many photos; None for all.
 
@@ -45,85 +48,62 @@ def run_benchmark(
         `out`.
 
     Raises:
-        UserError: unknown photos, family or metric; weights that are missing; or photos that the study was trained on.
+        UserError: unknown photos, group or metric; weights that are missing; or photos that the study was trained on.
     """
-    params = load(root / "params.yaml")
+    parameters = load(root / "params.yaml")
     folder = folder_of(photos, datasets) if photos in catalogue() else Path(photos)
     if not folder.is_dir():
         raise UserError(
             f"{photos}: neither a folder nor a dataset of the catalogue, which has {', '.join(catalogue())}."
         )
-    names = list(families) or [name for name in params["families"] if name != "raw"]
-    for name in names:
-        if name not in params["families"]:
-            raise UserError(f"{name}: no family of params.yaml; choose among {', '.join(params['families'])}.")
-    files = list_images(folder)[:count]
-    _refuse_training_photos(photos, files, root / params["photos"])
-    tasks, work = params["tasks"], root / ".run" / "benchmark" / (Path(photos).name or "photos")
-    settings = {"tasks": tasks, "severity": params["degrade"]["test_severity"], "max_side": max_side, "count": count}
-    print(f"{photos}: {len(files)} photos, {len(tasks)} tasks, {len(names)} families", file=sys.stderr)
-    images = {path.stem: read_image(path) for path in files}
-    write_pairs(images, work / "pairs", tasks, settings["severity"], params["seed"], "val", max_side)
-    models, vlm, fit = (root / "artifacts" / name for name in ("models", "vlm", "niqe_fit.mat"))
+    for name in groups:
+        if name not in parameters.benchmark:
+            raise UserError(f"{name}: no codec group of params.yaml; choose among {', '.join(parameters.benchmark)}.")
     # The uncompressed references come first: they are quick, and tell of missing weights at once.
-    names = ["raw", *names] if "raw" in params["families"] and "raw" not in names else names
+    references = [name for name, group in parameters.benchmark.items() if group.role == "reference"]
+    names = list(dict.fromkeys([*references, *(groups or parameters.benchmark)]))
+    files = list_images(folder)[:count]
+    _refuse_training_photos(photos, files, root / parameters.photos)
+    tasks, work = parameters.tasks, root / ".run" / "benchmark" / (Path(photos).name or "photos")
+    settings = {"tasks": tasks, "severity": parameters.degrade.test_severity, "max_side": max_side, "count": count}
+    print(f"{photos}: {len(files)} photos, {len(tasks)} tasks, {len(names)} codec groups", file=sys.stderr)
+    images = {path.stem: read_image(path) for path in files}
+    write_pairs(images, work / "pairs", tasks, parameters.degrade.test_severity, parameters.seed, "val", max_side)
+    models, fit = root / "artifacts" / "models", root / "artifacts" / "niqe_fit.mat"
     tables = []
     for name in names:
-        spec = params["families"][name]
-        if not (models / spec["models"]).is_dir():
-            raise UserError(f"{models / spec['models']}: no such models; run `dvc repro` first.")
-        measured = tuple(metrics or spec.get("metrics") or params["evaluate"]["metrics"])
-        determined = {**settings, "family": name, "spec": spec, "metrics": measured, "seed": params["seed"]}
-        used = [work / "pairs", models / spec["models"], *(path for path in (vlm, fit) if path.exists())]
-        scratch = Checkpoint(f"benchmark-{name}", determined, inputs=used, root=root / ".run" / "scratch")
+        group = parameters.benchmark[name]
+        needed = [models / model for model in group.models if model != NONE]
+        for path in needed:
+            if not path.is_dir():
+                raise UserError(f"{path}: no such models; run `dvc repro` first.")
+        measured = tuple(metrics or group.metrics or parameters.evaluate.metrics)
+        determined = {**settings, "group": group.model_dump(), "metrics": measured, "seed": parameters.seed}
+        used = [path for path in (work / "pairs", *needed, models / "vlm", fit) if path.exists()]
+        checkpoint = Checkpoint(f"benchmark-{name}", determined, inputs=used, root=root / ".run" / "scratch")
         plan = Plan(
-            family=name, spec=spec, models=models, vlm=vlm, metrics=measured, niqe_fit=fit,
-            streams=work / "bitstreams" / name, weights=params["evaluate"]["weights"], keep=scratch.folder,
+            methods=[method for method in parameters.methods if method.group == name], models=models, metrics=measured,
+            niqe_fit=fit, streams=work / "bitstreams" / name, weights=parameters.evaluate.weights,
+            keep=checkpoint.folder,
         )  # fmt: skip
-        print(f"family {name}", file=sys.stderr)
-        rows = evaluate_family(plan, work / "pairs", tasks, params["evaluate"]["workers"], work / f"timing-{name}.csv")
-        write_records(rows, work / "records" / f"{name}.csv")
+        print(f"codec group {name}", file=sys.stderr)
+        rows = evaluate_group(
+            plan, work / "pairs", group.tasks or tasks, parameters.evaluate.workers, images=group.images,
+            timing=work / f"timing-{name}.csv",
+        )  # fmt: skip
         tables.append(work / "records" / f"{name}.csv")
+        write_records(rows, tables[-1])
+    out.mkdir(parents=True, exist_ok=True)
     records = read_records(tables)
-    _publish(records, params, out)
-    source = catalogue()[photos].source if photos in catalogue() else "a folder"
+    elsewhere(Study(records, parameters, out, flat=True))
     about = {
-        "photos": photos, "source": source, "images": {path.name: _sha(path) for path in files}, **settings,
-        "families": names, "metrics": list(dict.fromkeys(records["metric"])),
+        "photos": photos, "source": catalogue()[photos].source if photos in catalogue() else "a folder",
+        "images": {path.name: _sha(path) for path in files}, **settings, "groups": names,
+        "metrics": list(dict.fromkeys(records["metric"])),
         "models": {p.relative_to(models).as_posix(): _sha(p) for p in sorted(models.rglob("*.safetensors"))},
     }  # fmt: skip
     write_atomically(out / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     return out
-
-
-def _publish(records, params: dict, out: Path) -> None:
-    from llicm.report import tables as report
-    from llicm.benchmark.probes import PROBES
-    from llicm.report.figures import bd_heatmap, rate_perception, save_figure
-
-    out.mkdir(parents=True, exist_ok=True)
-    tasks, steps = params["tasks"], set(params["figures"]["ablation"])
-    for spec in params["families"].values():
-        steps |= set(report.steps_of(spec))
-    for name in ("records.parquet", "records.csv.gz"):
-        write_records(records, out / name)
-    records = records[~records["method"].isin(steps)]
-    present = set(records["method"])
-    methods = [
-        name for spec in params["families"].values() if spec["codec"] != "raw" for name in spec["methods"]
-        if name in present
-    ]  # fmt: skip
-    metrics = [name for name in dict.fromkeys(records["metric"]) if name not in PROBES]
-    table = report.write_comparisons(records, metrics, methods, tasks, out)
-    drawn = [name for name in params["figures"]["curves"] if name in methods] or methods
-    dpi = params["figures"]["dpi"]
-    for metric in metrics:
-        figure = rate_perception(records, metric, tasks, drawn)
-        save_figure(figure, out / f"rate_perception_{metric}.png", dpi, palette=True)
-    if report.TEST in methods:
-        for value, name in (("rate", "bd_rate_psnr"), ("quality", "bd_psnr")):
-            figure = bd_heatmap(table, "psnr", report.TEST, tasks=tasks, value=value)
-            save_figure(figure, out / f"{name}.png", dpi, palette=True)
 
 
 def _refuse_training_photos(photos: str, files: Sequence[Path], training: Path) -> None:

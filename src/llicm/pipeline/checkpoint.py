@@ -21,7 +21,7 @@ import torch
 
 from llicm.files import write_atomically
 
-__all__ = ["Scratch"]
+__all__ = ["Checkpoint"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IDLE = {"pipeline", "provenance", "report", "cli"}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`code.py ROOT`, the first stage: checks params.yaml, and writes what code every other stage depends on.
+"""`code.py ROOT`, the first stage: checks params.yaml, and writes which code every other stage depends on.
 
-In the current folder it makes `build/<notebook>.ipynb`, each numbered notebook reduced to its code cells, so that prose,
-saved outputs and editor metadata cause no rerun; (a git filter that strips outputs would not do: DVC hashes the file on
-disk, git the filtered one, and they disagree for ever); and `build/<stage>.json`, the manifest of a stage: every module
-that its notebook imports, directly or not, by MD5, the parts (codecs, restorers) that its parameters name, and the
-pinned versions of the packages that those import. The pipeline's own machinery, which runs the notebooks, is left out:
-it decides no result.
+In the current folder it makes
+
+- `build/<notebook>.ipynb`: each numbered notebook reduced to its code cells, so that prose, saved outputs and editor
+  metadata cause no rerun. (A git filter that strips outputs would not do: DVC hashes the file on disk, git the filtered
+  one, and they disagree for ever.)
+- `build/<stage>.json`, the manifest of a stage: every module that its notebook imports, directly or not, by MD5, the
+  parts (codecs, restorers) that its parameters name, and the pinned versions of the packages that those import. The
+  runner that executes the notebooks is left out: it decides no result.
 """
 
 import sys

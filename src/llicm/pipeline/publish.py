@@ -145,7 +145,8 @@ def _measured(name: str, records: pd.DataFrame, params: Parameters) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llicm.pipeline.publish", description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m llicm.pipeline.publish", description=about)
     parser.add_argument("--profile", default="study", help="a folder below profiles/ (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository")
     arguments = parser.parse_args()

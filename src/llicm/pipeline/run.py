@@ -137,16 +137,16 @@ def inputs(name: str):
             else:
                 files[dependency.def_path] = dependency.get_hash().value
                 if re.fullmatch(r"build/.+\.json", dependency.def_path):
-                    _check_code(Path(dependency.def_path), name)
+                    _check_code(Path(dependency.def_path))
     return stage, {"deps": dict(sorted(files.items())), "params": values}
 
 
-def _check_code(manifest: Path, name: str) -> None:
+def _check_code(manifest: Path) -> None:
     """The modules must still be those of the manifest, which the stage `code` wrote."""
     for module, md5 in json.loads(manifest.read_text(encoding="utf-8"))["modules"].items():
         path = SOURCE.parent / module
         if path.is_file() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise UserError(f"{module}: changed since {manifest} was written, which stage {name} depends on; run it again")
+            raise UserError(f"{module}: changed since the stage code wrote {manifest}; run `dvc repro` again")
 
 
 class _Tee:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models of a study: what each starts from, what it trains, and for how long.
 
-Every module of every method gets the same number of updates at the same learning rates: one cosine from the first update
-of *pretraining* to the last of *fine-tuning*. After pretraining the ways part: the separately trained codec and restorer
-go on by themselves, while the adapted restorer and LL-ICM go on from the same pretrained weights. So methods differ in
-what the last updates minimise, not in how many there were or how large.
+Every module of every method gets the same number of updates at the same learning rates: one cosine from the first
+update of *pretraining* to the last of *fine-tuning*. After pretraining the ways part: the separately trained codec and
+restorer go on by themselves, while the adapted restorer and LL-ICM go on from the same pretrained weights. So methods
+differ in what the last updates minimise, not in how many there were or how large.
 """
 
 from collections.abc import Sequence

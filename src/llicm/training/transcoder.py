@@ -37,7 +37,7 @@ class Transcoder:
         def transcode(row: int) -> None:
             codec, low, high = self.codecs[choice[row]]
             level = min(low + int(place[row] * (high - low + 1)), high)
-            decoded[row] = codec.decode(codec.encode(x[row].cpu(), level))
+            decoded[row] = codec.decompress(codec.compress(x[row].cpu(), level))
             quality[row] = codec.relative_level(level)
 
         # The libraries behind the codecs compute in one thread each, without Python's lock.

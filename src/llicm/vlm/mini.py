@@ -86,7 +86,7 @@ def compressed(images: Tensor, codec: Codec | None, generator: Generator) -> Ten
     webp = CONVENTIONAL["webp"]
     others = (u[:, 0] >= 0.3) & ((u[:, 0] < 0.4) | (codec is None))
     for row in others.nonzero().flatten().tolist():
-        out[row] = webp.decode(webp.encode(images[row], 5 + int(75 * u[row, 1])))
+        out[row] = webp.decompress(webp.compress(images[row], 5 + int(75 * u[row, 1])))
     rows = (u[:, 0] >= 0.3) & ~others
     if codec is not None and rows.any():
         with torch.no_grad():

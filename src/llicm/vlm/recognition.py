@@ -13,7 +13,7 @@ from llicm.registry import Codec
 from llicm.vlm.clip import WORDS
 from llicm.vlm.conditioner import Conditioner
 
-__all__ = ["accuracies", "accuracy", "recognise_all", "tiles"]
+__all__ = ["accuracy", "recognise_all", "tiles"]
 
 
 def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
@@ -73,14 +73,3 @@ def accuracy(table: pd.DataFrame, words: Sequence[str]) -> dict[str, float]:
     of = table[table["word"].isin(words)]
     right = (of["word"] == of["guess"]).groupby(of["level"].fillna(-1.0)).mean()
     return {"none" if level < 0 else f"{level:g}": float(value) for level, value in right.items()}
-
-
-def accuracies(table: pd.DataFrame, tasks: Sequence[str]) -> dict:
-    """The numbers of results/vlm/recognition.json: accuracies by level, of a table of `recognise_all`."""
-    among_tasks = table[table["word"].isin(tasks)].assign(guess=lambda rows: rows["guess_of_tasks"])
-    return {
-        "accuracy_of_all_words": accuracy(table, WORDS),
-        "accuracy_of_tasks": accuracy(table, tasks),
-        "accuracy_of_tasks_among_tasks": accuracy(among_tasks, tasks),
-        "images_per_level": int(len(table) / table["level"].nunique(dropna=False)),
-    }
