@@ -436,7 +436,7 @@ def _batched(word: str, single: _Single) -> _Batched:
     return function
 
 
-# In the order of DA-CLIP's words, to which outputs of the vision-language model belong. (The command line reads it here.)
+# In the order of DA-CLIP's words, which the outputs of the vision-language model keep; the command line reads it here.
 _SINGLE: dict[str, _Single] = {
     "motion-blurry": _motion_blurry,
     "hazy": _hazy,
