@@ -60,12 +60,12 @@ def curves_page(
                     hovertemplate=f"%{{x:.3f}} bpp, %{{y:.4g}}{' ' + info.unit if info.unit else ''}<br>%{{text}}",
                 ))  # fmt: skip
             ends = [min(c.bpp[0] for c in curves.values()), max(c.bpp[-1] for c in curves.values())]
-            for name, values in levels.items():
+            for i, (name, values) in enumerate(levels.items()):
                 if task in values:
                     traces.append(go.Scatter(
                         x=[round(end, 6) for end in ends], y=[round(values[task], 6)] * 2, name=name, legendgroup=name,
                         mode="lines", **common,
-                        line={"color": "grey", "dash": "dot" if name == "degraded" else "dash", "width": 1},
+                        line={"color": "grey", "dash": "dash" if i else "dot", "width": 1},
                     ))  # fmt: skip
             for trace in traces:
                 figure.add_trace(trace, **place)
