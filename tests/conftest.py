@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
-
 import pytest
 import torch
 from clone import Clone
 
-from llicm.vlm.checkpoint import save_daclip
+from llicm.vlm.conditioner import Conditioner, save_conditioner
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.mini import mini_config
 
@@ -27,8 +25,7 @@ def tiny_daclip():
 def vlm_folder(tiny_daclip, tmp_path_factory):
     """What the stage `vlm` leaves, with `tiny_daclip` looking at windows."""
     folder = tmp_path_factory.mktemp("vlm")
-    save_daclip(tiny_daclip, folder / "daclip.safetensors")
-    (folder / "guide.json").write_text(json.dumps({"view": "windows"}))
+    save_conditioner(Conditioner(tiny_daclip, "windows"), folder)
     return folder
 
 

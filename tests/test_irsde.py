@@ -10,12 +10,13 @@ from conformance import FOLDER
 from safetensors.torch import save_file
 
 from llicm.errors import UserError
-from llicm.framework import LLICM, load_part, save_part
-from llicm.restore.direct import make_restorer
+from llicm.framework import LLICM
+from llicm.registry import RESTORERS
 from llicm.restore.irsde import LOSSES, IRSDERestorer
 from llicm.restore.released import convert_universal_ir, irsde_from_state, load_universal_ir
-from llicm.vlm.context import Context
 from llicm.vlm.conditioner import Oracle
+from llicm.vlm.context import Context
+from llicm.weights import load_part, save_part
 
 SMALL = {"nf": 8, "ch_mult": [1, 2], "heads": 1}
 NEW = {"predicts": "x0", "scaling": "balanced", "steps": 4}  # as it is trained here
@@ -25,7 +26,7 @@ BOTH = {"degradation": 5, "content": 6}
 def build(awake=True, **changes):
     """A small restorer; `awake`: with random weights where it starts at zero."""
     torch.manual_seed(0)
-    model = make_restorer("irsde", **(SMALL | NEW | changes)).eval()
+    model = RESTORERS.make("irsde", **(SMALL | NEW | changes)).eval()
     if awake:
         for layer in (model.unet.final_conv, model.level, *(t.proj_out for t in model.unet._transformers())):
             torch.nn.init.normal_(layer.weight, std=0.05)
@@ -64,14 +65,14 @@ def test_any_size(size, half):
 @torch.no_grad()
 def test_an_image_has_one_result_in_whatever_batch(predicts):
     model = build(predicts=predicts, context=BOTH, level_conditioned=True, steps=12)
-    x, code, hints = torch.rand(3, 3, 24, 20), torch.tensor([0.1, 0.5, 0.9]), embeddings(3)
-    batch = model(x, code, hints)
-    assert torch.equal(batch, model(x, code, hints))
+    x, level, embedded = torch.rand(3, 3, 24, 20), torch.tensor([0.1, 0.5, 0.9]), embeddings(3)
+    batch = model(x, level, embedded)
+    assert torch.equal(batch, model(x, level, embedded))
     for i in range(3):
-        alone = model(x[i : i + 1], code[i : i + 1], Context(*(e[i : i + 1] for e in hints)))
+        alone = model(x[i : i + 1], level[i : i + 1], Context(*(e[i : i + 1] for e in embedded)))
         assert torch.allclose(alone, batch[i : i + 1], atol=1e-4 * float(batch.abs().max()))
     torch.manual_seed(99)  # no global random number is used
-    assert torch.equal(batch, model(x, code, hints))
+    assert torch.equal(batch, model(x, level, embedded))
 
 
 @torch.no_grad()
@@ -104,15 +105,15 @@ def test_steps_and_mode_may_be_changed_but_not_to_anything():
 @torch.no_grad()
 def test_the_chain_is_the_equations_with_the_networks_prediction():
     model, x = build(predicts="noise", scaling="published", context=BOTH, steps=100), torch.rand(2, 3, 12, 12)
-    hints, sde = embeddings(), model.sde
-    conditioning = model.unet.prepare(hints)
+    embedded, sde = embeddings(), model.sde
+    conditioning = model.unet.prepare(embedded)
     generator = seeded(7)
     state = x + sde.max_sigma * torch.randn(x.shape, generator=generator)
     for t in range(100, 0, -1):
         z = torch.randn(x.shape, generator=generator)
         noise = model.unet(state, x, t, conditioning)
         state = sde.posterior_step(state, sde.x0_from_noise(state, noise, x, t), x, t, z)
-    out = model(x, None, hints, seeded(7))
+    out = model(x, None, embedded, seeded(7))
     assert torch.allclose(out, state, atol=1e-4)
 
 
@@ -121,22 +122,22 @@ def test_the_chain_is_the_equations_with_the_networks_prediction():
 
 @torch.no_grad()
 def test_embeddings_and_level_reach_the_output():
-    model, x, hints = build(context=BOTH, level_conditioned=True), torch.rand(1, 3, 16, 16), embeddings(1)
+    model, x, embedded = build(context=BOTH, level_conditioned=True), torch.rand(1, 3, 16, 16), embeddings(1)
     other = embeddings(1, seed=2)
     outputs = [
-        model(x, None, hints),
-        model(x, None, Context(other.degradation, hints.content)),
-        model(x, None, Context(hints.degradation, other.content)),
-        model(x, None, Context(None, hints.content)),
-        model(x, torch.tensor([0.0]), hints),
-        model(x, torch.tensor([0.8]), hints),
+        model(x, None, embedded),
+        model(x, None, Context(other.degradation, embedded.content)),
+        model(x, None, Context(embedded.degradation, other.content)),
+        model(x, None, Context(None, embedded.content)),
+        model(x, torch.tensor([0.0]), embedded),
+        model(x, torch.tensor([0.8]), embedded),
     ]
     for i, first in enumerate(outputs):
         assert not any(torch.allclose(first, output, atol=1e-5) for output in outputs[:i])
     with pytest.raises(ValueError, match="content"):
         model(x)
     model.level_conditioned = False
-    assert torch.equal(model(x, torch.tensor([0.8]), hints), outputs[0])
+    assert torch.equal(model(x, torch.tensor([0.8]), embedded), outputs[0])
 
 
 @torch.no_grad()
@@ -148,16 +149,16 @@ def test_the_level_has_no_influence_before_training():
 
 @torch.no_grad()
 def test_balanced_forgets_the_length_of_an_embedding_and_published_does_not():
-    x, hints = torch.rand(2, 3, 16, 16), embeddings()
-    scaled = Context(0.01 * hints.degradation, 30 * hints.content)
+    x, embedded = torch.rand(2, 3, 16, 16), embeddings()
+    scaled = Context(0.01 * embedded.degradation, 30 * embedded.content)
     model = build(context=BOTH)
-    assert torch.allclose(model(x, None, hints), model(x, None, scaled), atol=1e-5)
+    assert torch.allclose(model(x, None, embedded), model(x, None, scaled), atol=1e-5)
     model = build(context=BOTH, scaling="published")
-    assert not torch.allclose(model(x, None, hints), model(x, None, scaled), atol=1e-5)
+    assert not torch.allclose(model(x, None, embedded), model(x, None, scaled), atol=1e-5)
 
 
 @torch.no_grad()
-def test_without_context_whatever_it_is_told_is_ignored():
+def test_without_context_embeddings_are_ignored():
     model, x = build(), torch.rand(2, 3, 16, 16)
     assert torch.equal(model(x), model(x, None, embeddings()))
     only = build(context={"degradation": 5, "content": 0})
@@ -208,25 +209,25 @@ def test_shrinkage_by_constant_factors_is_a_scaling():
 
 @torch.no_grad()
 def test_shrinkage_knows_time_and_degradation_and_is_kept(tmp_path):
-    model, x, hints = shrinking(), torch.rand(1, 3, 32, 32), embeddings(1)
+    model, x, embedded = shrinking(), torch.rand(1, 3, 32, 32), embeddings(1)
     state = torch.rand(1, 3, 32, 32)
-    out = model.predict_x0(state, x, 30, None, hints)
-    assert not torch.allclose(out, model.predict_x0(state, x, 70, None, hints), atol=1e-4)
+    out = model.predict_x0(state, x, 30, None, embedded)
+    assert not torch.allclose(out, model.predict_x0(state, x, 70, None, embedded), atol=1e-4)
     assert not torch.allclose(out, model.predict_x0(state, x, 30, None, embeddings(1, seed=2)), atol=1e-5)
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config["shrinkage"] is True
-    assert torch.allclose(again.predict_x0(state, x, 30, None, hints), out, atol=2e-2)  # weights in 8 bits
+    assert torch.allclose(again.predict_x0(state, x, 30, None, embedded), out, atol=2e-2)  # weights in 8 bits
 
 
 @torch.no_grad()
 def test_shrinkage_in_tiles_is_that_of_the_whole_image():
-    model, hints = shrinking(steps=2), embeddings(1)
+    model, embedded = shrinking(steps=2), embeddings(1)
     x = torch.rand(1, 3, 150, 130)
-    whole = model(x, None, hints)
+    whole = model(x, None, embedded)
     model.memory = model.bytes_per_pixel * 64**2
     assert model.bytes_per_pixel > model.unet.bytes_per_pixel
-    assert torch.allclose(model(x, None, hints), whole, atol=1e-4)
+    assert torch.allclose(model(x, None, embedded), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("context", [None, BOTH, {"degradation": 5, "content": 0}, {"words": ["noisy", "hazy"]}])
@@ -238,10 +239,10 @@ def test_configuration_builds_the_same_restorer(tmp_path, context):
     save_part(model, tmp_path / "restorer.safetensors")
     again = load_part("restorer", tmp_path / "restorer.safetensors")
     assert again.config == model.config and not again.training
-    x, hints = torch.rand(1, 3, 16, 16), embeddings(1)
+    x, embedded = torch.rand(1, 3, 16, 16), embeddings(1)
     if context and "words" in context:
-        hints = Context(torch.eye(2)[:1])
-    assert torch.allclose(model(x, torch.tensor([0.5]), hints), again(x, torch.tensor([0.5]), hints), atol=2e-3)
+        embedded = Context(torch.eye(2)[:1])
+    assert torch.allclose(model(x, torch.tensor([0.5]), embedded), again(x, torch.tensor([0.5]), embedded), atol=2e-3)
 
 
 # Training
@@ -252,12 +253,12 @@ def test_configuration_builds_the_same_restorer(tmp_path, context):
 def test_losses_are_their_formulas(predicts, loss):
     model = build(predicts=predicts, context=BOTH, level_conditioned=True)
     x0, mu = torch.rand(2, 2, 3, 16, 16, generator=seeded(1))
-    code, hints, t = torch.tensor([0.3, 0.8]), embeddings(), torch.tensor([12, 70])
-    value, x0_hat = model.training_loss(x0, mu, code, hints, seeded(5), loss, t)
+    level, embedded, t = torch.tensor([0.3, 0.8]), embeddings(), torch.tensor([12, 70])
+    value, x0_hat = model.training_loss(x0, mu, level, embedded, seeded(5), loss, t)
     noise, sde = torch.randn(x0.shape, generator=seeded(5)), model.sde
     w, bar = (values[t].float().view(2, 1, 1, 1) for values in (sde.w, sde.sigma_bar))
     x = mu + w * (x0 - mu) + bar * noise
-    assert torch.allclose(x0_hat, model.predict_x0(x, mu, t, code, hints), atol=1e-5)
+    assert torch.allclose(x0_hat, model.predict_x0(x, mu, t, level, embedded), atol=1e-5)
     wrong = x0_hat - x0 if loss == "x0" else (x - mu - w * (x0_hat - mu)) / bar - noise
     if loss == "paper":
         theta, sigma = (values[t].float().view(2, 1, 1, 1) for values in (sde.theta, sde.sigma))

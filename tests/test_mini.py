@@ -10,14 +10,7 @@ from torch import Generator
 from llicm.data.stream import PairStream
 from llicm.errors import UserError
 from llicm.vlm.clip import WORDS, make_clip
-from llicm.vlm.mini import (
-    _joined,
-    _mean,
-    compressed,
-    mini_config,
-    start_from_cosines,
-    train_mini,
-)
+from llicm.vlm.mini import _joined, _mean, _Training, compressed, mini_config, start_from_cosines, train_mini
 
 MINI = {
     "image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "embed_dim": 16, "text_width": 32, "text_layers": 1,
@@ -34,7 +27,7 @@ def photos():
 class Codec(torch.nn.Module):
     """Pushes every pixel up by the level, also beyond 1, and notes the levels."""
 
-    levels = 4
+    levels, stride = 4, 64
 
     def __init__(self):
         super().__init__()
@@ -195,14 +188,24 @@ def test_an_interrupted_training_ends_in_the_same_bytes(trained, saves):
 
 def test_seed_and_codec_matter():
     codec = Codec()
-    first, seeded, coded = (train(**more, steps=(1, 2))[0] for more in ({}, {"seed": 1}, {"codec": codec}))
+    first, seeded, decoded = (train(**more, steps=(1, 2))[0] for more in ({}, {"seed": 1}, {"codec": codec}))
     assert not equal(dict(first.clip.state_dict()), dict(seeded.clip.state_dict()))
     # CLIP learns clean crops; only the controller sees what the codec leaves of them.
-    assert equal(dict(first.clip.state_dict()), dict(coded.clip.state_dict())) and codec.seen
-    assert not torch.equal(first.controller.tower.conv1.weight, coded.controller.tower.conv1.weight)
+    assert equal(dict(first.clip.state_dict()), dict(decoded.clip.state_dict())) and codec.seen
+    assert not torch.equal(first.controller.tower.conv1.weight, decoded.controller.tower.conv1.weight)
 
 
-def test_divergence_is_told():
+def test_logit_scale_is_kept_between_1_and_100():
+    clip = make_clip(mini_config(**MINI))
+    for value, kept in ((9.0, 100.0), (-1.0, 1.0)):
+        torch.nn.init.constant_(clip.logit_scale, value)
+        _Training(1e-3, 0, None, 0, 1).run(
+            "clip", clip, 1, lambda step: None, lambda *batch: {"loss": 0 * clip.logit_scale}
+        )
+        assert clip.logit_scale.exp().item() == pytest.approx(kept)
+
+
+def test_divergence_is_an_error():
     assert _mean([{"content": 1.0}, {"content": 2.0, "accuracy": 0.5}]) == {"content": 1.5, "accuracy": 0.5}
     with pytest.raises(UserError, match="diverged: lower vlm.lr"):
         _mean([{"content": math.nan}])

@@ -39,11 +39,11 @@ def test_accuracy_by_level():
 class Darkening(torch.nn.Module):
     """A codec whose level is the share of the light that it keeps."""
 
-    def encode(self, x, level):
+    def compress(self, x, level):
         self.kept = (x * level - 0.5).clamp(0, 1)
         return b""
 
-    def decode(self, data):
+    def decompress(self, data):
         return self.kept, 0.0
 
 
@@ -66,13 +66,13 @@ def test_every_photo_word_severity_and_level_is_asked_once(tiny_daclip):
     assert plain.equals(
         recognise_all(conditioner, photos(), TASKS, None, side=32, severities=[0.2, 0.8], levels=[0, 1], seed=0)
     )
-    coded = recognise_all(conditioner, photos(), TASKS, Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
-    assert len(coded) == len(WORDS) * 2 * 3
-    counts = coded.fillna({"level": -1}).groupby(["photo", "severity", "level", "word"]).size()
-    assert len(counts) == len(coded) and set(counts) == {1}
+    decoded = recognise_all(conditioner, photos(), TASKS, Darkening(), side=32, severities=[0.5], levels=[0, 1], seed=0)
+    assert len(decoded) == len(WORDS) * 2 * 3
+    counts = decoded.fillna({"level": -1}).groupby(["photo", "severity", "level", "word"]).size()
+    assert len(counts) == len(decoded) and set(counts) == {1}
 
 
-def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
+def test_what_the_conditioner_is_shown(tiny_daclip, monkeypatch):
     """The clean tile for "clean", a degraded one otherwise, and both again behind the codec, clamped."""
     conditioner, seen = Conditioner(tiny_daclip, "windows"), []
 
@@ -81,7 +81,8 @@ def test_what_the_guide_is_shown(tiny_daclip, monkeypatch):
         return (torch.eye(len(words))[words.index("hazy")] + 0.5 * torch.eye(len(words))[words.index("rainy")])[None]
 
     monkeypatch.setattr(conditioner, "recognise", recognise)
-    table = recognise_all(conditioner, photos(), TASKS, Darkening(), side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    settings = dict(side=64, severities=[0.5], levels=[0.0, 1.0], seed=0)
+    table = recognise_all(conditioner, photos(), TASKS, Darkening(), **settings)
     assert (table["guess_of_tasks"] == "rainy").all()
     assert (table["guess"] == "hazy").all() and accuracy(table, ["hazy", "noisy"]) == {"none": 0.5, "0": 0.5, "1": 0.5}
     tile = photos()["p"][:, :, 3:67]

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from llicm.errors import UserError
-from llicm.restore.direct import make_restorer
+from llicm.registry import RESTORERS
 from llicm.vlm.context import Context
 
 
 def build(**changes):
     torch.manual_seed(0)
-    return make_restorer("direct", **({"width": 8, "blocks": [1, 1, 1]} | changes))
+    return RESTORERS.make("direct", **({"width": 8, "blocks": [1, 1, 1]} | changes))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 101), (9, 8)])
@@ -35,15 +35,15 @@ def test_a_constant_factor_of_the_filter_scales_the_image():
 
 
 def test_level_matters_only_to_a_restorer_of_decoded_images():
-    x, code = torch.rand(1, 3, 32, 32), torch.tensor([0.7])
-    for coded in (False, True):
-        model = build(level_conditioned=coded).eval()
+    x, level = torch.rand(1, 3, 32, 32), torch.tensor([0.7])
+    for conditioned in (False, True):
+        model = build(level_conditioned=conditioned).eval()
         torch.nn.init.normal_(model.residual.weight)
         for film in (m.film for m in model.modules() if hasattr(m, "film")):
             torch.nn.init.normal_(film.weight)
         torch.nn.init.normal_(model.level.weight)
         with torch.no_grad():
-            assert torch.equal(model(x, code), model(x)) is not coded
+            assert torch.equal(model(x, level), model(x)) is not conditioned
 
 
 def listening(**changes):
@@ -59,12 +59,12 @@ def listening(**changes):
 def test_configuration_builds_the_same_network(context):
     model = listening(context=context, level_conditioned=True)
     config = dict(model.config)
-    again = make_restorer(config.pop("name"), **config).eval()
+    again = RESTORERS.make(config.pop("name"), **config).eval()
     again.load_state_dict(model.state_dict())
-    x, told = torch.rand(1, 3, 16, 16), Context(torch.rand(1, 2 if context and "words" in context else 5))
+    x, given = torch.rand(1, 3, 16, 16), Context(torch.rand(1, 2 if context and "words" in context else 5))
     with torch.no_grad():
-        assert torch.equal(model(x, None, told), again(x, None, told))
-        assert torch.equal(model(x, None, told), model(x)) is (context is None)
+        assert torch.equal(model(x, None, given), again(x, None, given))
+        assert torch.equal(model(x, None, given), model(x)) is (context is None)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def test_each_embedding_reaches_the_output_and_either_may_be_missing():
     for i, first in enumerate(outputs):
         assert not any(torch.allclose(first, other, atol=1e-4) for other in outputs[:i])
     assert torch.equal(model(x, None, Context()), outputs[0])
-    only = listening(context={"degradation": 5, "content": 0})  # told of the content, it does without
+    only = listening(context={"degradation": 5, "content": 0})  # given the content, it does without
     assert torch.equal(only(x, None, Context(a, c)), only(x, None, Context(a)))
 
 
@@ -105,4 +105,4 @@ def test_without_context_it_is_the_restorer_without_steering():
 
 def test_unknown_name():
     with pytest.raises(UserError, match="direct"):
-        make_restorer("nonesuch")
+        RESTORERS.make("nonesuch")

@@ -140,11 +140,11 @@ def overlaps(height, width, side, stride):
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_tiles_give_what_the_whole_image_gives(variant, mode):
-    model, told = build(variant, mode=mode)
+    model, context = build(variant, mode=mode)
     x = scene(200, 240)
-    whole = model(x, None, told)
+    whole = model(x, None, context)
     model.memory = model.unet.bytes_per_pixel * 96**2
-    parts = model(x, None, told)
+    parts = model(x, None, context)
     assert not torch.equal(parts, whole)
     assert psnr(whole, x) < 40 and psnr(parts, whole) >= 45
     error, seam = (parts - whole).abs().mean((0, 1)), overlaps(200, 240, 96, model.unet.stride)
@@ -156,44 +156,44 @@ def test_tiles_give_what_the_whole_image_gives(variant, mode):
 @torch.inference_mode()
 def test_without_overlap_the_seams_would_be_seen(monkeypatch):
     """That the bounds above can be missed."""
-    model, told = build("full")
+    model, context = build("full")
     x = scene(192, 192)
-    whole = model(x, None, told)
+    whole = model(x, None, context)
     model.memory = model.unet.bytes_per_pixel * 96**2
-    good = model(x, None, told)
+    good = model(x, None, context)
     monkeypatch.setattr(irsde, "tiled", lambda f, images, side, overlap, stride: tiled(f, images, side, 0, stride))
-    bad = model(x, None, told)
+    bad = model(x, None, context)
     assert float((bad - whole).abs().max()) > 5 * float((good - whole).abs().max())
 
 
 @torch.inference_mode()
 def test_no_call_of_the_network_is_larger_than_the_bound():
-    model, told = build("half")
-    told = Context(*(e.expand(3, -1) for e in told))
+    model, context = build("half")
+    context = Context(*(e.expand(3, -1) for e in context))
     called = []
     forward = model.unet.forward
     model.unet.forward = lambda x, *rest: called.append(len(x) * x.shape[2] * x.shape[3]) or forward(x, *rest)
     model.memory = model.unet.bytes_per_pixel * 64**2
-    model(torch.rand(3, 3, 70, 100), None, told)
+    model(torch.rand(3, 3, 70, 100), None, context)
     assert max(called) <= 64**2 and len(called) == 3 * 4 * 4  # images, tiles, steps
     called.clear()
-    model(torch.rand(3, 3, 50, 64), None, told)  # one fits, three do not
+    model(torch.rand(3, 3, 50, 64), None, context)  # one fits, three do not
     assert called == [50 * 64] * 12
     called.clear()
-    model(torch.rand(3, 3, 32, 24), None, told)
+    model(torch.rand(3, 3, 32, 24), None, context)
     assert called == [3 * 32 * 24] * 4
 
 
 @torch.inference_mode()
 def test_images_one_at_a_time_are_the_batch():
-    model, told = build("full", predicts="noise", steps=100)
+    model, context = build("full", predicts="noise", steps=100)
     model.steps = 3
-    told = Context(torch.randn(2, 5), torch.randn(2, 6))
+    context = Context(torch.randn(2, 5), torch.randn(2, 6))
     x, x_t = torch.rand(2, 2, 3, 64, 72)
     t = torch.tensor([30, 71])
-    whole = model.predict_x0(x_t, x, t, context=told)
+    whole = model.predict_x0(x_t, x, t, context=context)
     model.memory = model.unet.bytes_per_pixel * 72**2
-    assert torch.allclose(model.predict_x0(x_t, x, t, context=told), whole, atol=1e-4)
+    assert torch.allclose(model.predict_x0(x_t, x, t, context=context), whole, atol=1e-4)
 
 
 def test_a_bound_that_is_too_small_is_refused_at_once():

@@ -90,7 +90,7 @@ def test_outputs(tiny, data, last):
         "y_no_degra_context": (t, both._replace(degradation=None)),
         "y_image_context_flipped": (t, both._replace(content=both.content.flip(1))),
     }
-    outputs = {name: tiny(x, mu, time, tiny.prepare(told)) for name, (time, told) in cases.items()}
+    outputs = {name: tiny(x, mu, time, tiny.prepare(given)) for name, (time, given) in cases.items()}
     for name, output in outputs.items():
         assert error(output, data[f"out/{name}"]) <= 1e-4, name
         assert name == "y" or error(output, data["out/y"]) > 0.01  # the cases differ
@@ -112,8 +112,8 @@ def test_traces(tiny, data):
         place.register_forward_hook(lambda m, args, out, name=name: seen.update({name: out}))
         for name, place in places.items()
     ]
-    told = tiny.prepare(Context(data["in/degra_context"], data["in/image_context"]))
-    tiny(data["in/xt"], data["in/cond"], data["in/t"], told)
+    given = tiny.prepare(Context(data["in/degra_context"], data["in/image_context"]))
+    tiny(data["in/xt"], data["in/cond"], data["in/t"], given)
     for handle in handles:
         handle.remove()
     for name, value in seen.items():
@@ -127,9 +127,9 @@ def test_loss_and_all_gradients(tiny, data, manifest):
     x0, mu, eps = (data[f"in/{name}"] for name in ("x0", "cond", "eps"))
     state = sde.forward_sample(x0, mu, t, eps)
     assert error(state, data["loss/state"]) <= 1e-5
-    told = Context(data["in/degra_context"], data["in/image_context"])
+    given = Context(data["in/degra_context"], data["in/image_context"])
     tiny.zero_grad()
-    noise = tiny(state, mu, t, tiny.prepare(told))
+    noise = tiny(state, mu, t, tiny.prepare(given))
     mean = sde.reverse_sde_mean(state, sde.score_from_noise(noise, t), mu, t)
     target = sde.posterior_mean(state, x0, mu, t)
     assert error(noise, data["loss/noise_pred"]) <= 1e-4
@@ -167,8 +167,8 @@ def test_full_size_loads_and_gives_an_image(manifest):
     }
     net.load_state_dict(state, strict=True, assign=True)
     x, mu = torch.rand(2, 1, 3, 33, 40, generator=generator)
-    told = Context(*torch.randn(2, 1, 512, generator=generator))
-    out = net(x, mu, 50, net.prepare(told))
+    given = Context(*torch.randn(2, 1, 512, generator=generator))
+    out = net(x, mu, 50, net.prepare(given))
     assert out.shape == x.shape and bool(out.isfinite().all()) and float(out.std()) > 0.01
 
 
@@ -244,10 +244,10 @@ def test_linear_attention_is_its_formula(divided):
 
 @torch.no_grad()
 def test_the_constant_is_cross_attention_to_one_token():
-    net, told = build(content=7), context(2, 5, 7)
-    for transformer, token in zip(net._transformers(), net.prepare(told).tokens, strict=True):
+    net, given = build(content=7), context(2, 5, 7)
+    for transformer, token in zip(net._transformers(), net.prepare(given).tokens, strict=True):
         attention = transformer.transformer_blocks[0].attn2
-        x, key = torch.randn(2, 9, attention.to_q.in_features), told.content[:, None]
+        x, key = torch.randn(2, 9, attention.to_q.in_features), given.content[:, None]
         weights = (attention.to_q(x) @ attention.to_k(key).transpose(1, 2)).softmax(2)
         expected = attention.to_out(weights @ attention.to_v(key))
         assert error(token[:, None].expand_as(expected), expected) <= 1e-6
@@ -293,17 +293,17 @@ def test_padding_is_by_reflection_then_by_repetition():
 
 
 @torch.no_grad()
-def test_everything_it_is_told_reaches_the_output():
-    net, told = build(scaling="balanced"), context()
+def test_everything_it_is_given_reaches_the_output():
+    net, given = build(scaling="balanced"), context()
     x, mu = torch.rand(2, 2, 3, 16, 16)
     outputs = [
-        net(x, mu, 5, net.prepare(told)),
-        net(x, mu, 90, net.prepare(told)),
-        net(x, mu, torch.tensor([5, 90]), net.prepare(told)),
-        net(x, mu, 5, net.prepare(told._replace(degradation=None))),
-        net(x, mu, 5, net.prepare(told._replace(degradation=told.degradation.flip(0)))),
-        net(x, mu, 5, net.prepare(told._replace(content=told.content.flip(0)))),
-        net(x, mu.flip(0), 5, net.prepare(told)),
+        net(x, mu, 5, net.prepare(given)),
+        net(x, mu, 90, net.prepare(given)),
+        net(x, mu, torch.tensor([5, 90]), net.prepare(given)),
+        net(x, mu, 5, net.prepare(given._replace(degradation=None))),
+        net(x, mu, 5, net.prepare(given._replace(degradation=given.degradation.flip(0)))),
+        net(x, mu, 5, net.prepare(given._replace(content=given.content.flip(0)))),
+        net(x, mu.flip(0), 5, net.prepare(given)),
     ]
     for i, first in enumerate(outputs):
         assert not any(torch.allclose(first, other, atol=1e-5) for other in outputs[:i])
@@ -323,20 +323,20 @@ def test_content_must_be_given_where_it_was_built_in():
 
 @torch.no_grad()
 def test_a_part_of_the_batch_has_its_part_of_the_conditioning():
-    net, told = build(), context()
+    net, given = build(), context()
     x, mu = torch.rand(2, 2, 3, 16, 16)
-    prepared = net.prepare(told)
+    prepared = net.prepare(given)
     assert error(net(x[1:], mu[1:], 5, prepared.rows(slice(1, 2))), net(x, mu, 5, prepared)[1:]) <= 1e-5
 
 
 @torch.no_grad()
 def test_balanced_scales_give_the_degradation_an_influence():
     """Why they exist: at the start of training the published ones are next to deaf."""
-    told, change = context(), {}
+    given, change = context(), {}
     for scaling in ("published", "balanced"):
         net = build(scaling=scaling, nf=16)
-        other = told._replace(degradation=told.degradation.flip(0))
-        prepared, changed = net.prepare(told), net.prepare(other)
+        other = given._replace(degradation=given.degradation.flip(0))
+        prepared, changed = net.prepare(given), net.prepare(other)
         change[scaling] = float((changed.shift - prepared.shift).norm())
         assert len(net.state_dict()) == len(build(nf=16).state_dict())
     assert change["balanced"] == pytest.approx(64 * change["published"], rel=0.01)
@@ -349,10 +349,10 @@ def test_balanced_scales_give_the_degradation_an_influence():
 def test_bf16_and_channels_last(variant):
     net = build(scaling="balanced", nf=16, **variant).to(memory_format=torch.channels_last)
     x, mu = torch.rand(2, 2, 3, 24, 24)
-    told, t = context(), torch.tensor([3, 77])
-    exact = net(x, mu, t, net.prepare(told))
+    given, t = context(), torch.tensor([3, 77])
+    exact = net(x, mu, t, net.prepare(given))
     with torch.autocast("cpu", torch.bfloat16):
-        out = net(x, mu, t, net.prepare(told))
+        out = net(x, mu, t, net.prepare(given))
     assert error(out.float(), exact.detach()) <= 0.05 * float(exact.detach().std()) + 0.03
     out.float().square().mean().backward()
     dead = ("attn2.to_q", "attn2.to_k", "norm2")

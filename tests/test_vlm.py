@@ -223,24 +223,6 @@ def test_clip_is_frozen_and_the_controller_learns(model, image, text):
     assert not still
 
 
-def test_logit_scale_is_kept_between_1_and_100(model):
-    for value, kept in ((9.0, 100.0), (-1.0, 1.0)):
-        torch.nn.init.constant_(model.logit_scale, value)
-        model.clamp_logit_scale()
-        assert model.logit_scale.exp().item() == pytest.approx(kept)
-
-
-def test_classification(model, weights, image, text):
-    words = text[:, LENGTH:]
-    _, degradation, _ = both_embeddings(image.numpy(), weights)
-    logits = 100 * unit(degradation) @ unit(text_embedding(words.numpy(), weights)).T
-    expected = np.exp(logits - logits.max(1, keepdims=True))
-    expected /= expected.sum(1, keepdims=True)
-    assert close(model.classify(image, words), expected, 1e-3)
-    assert torch.equal(model.classify(image, model.encode_text(words, normalize=True)), model.classify(image, words))
-    assert torch.allclose(model.classify(image, words, scale=0.0), torch.full((2, 2), 0.5))
-
-
 @pytest.mark.parametrize(
     "vision",
     [

@@ -226,11 +226,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, state, monkeypatch):
     path = tmp_path / "daclip.safetensors"
     path.write_bytes(b"old")
 
-    def fail(tensors, temporary, metadata):
-        temporary.write_bytes(b"half")
+    def fail(temporary, data):
+        temporary.open("wb").write(data[:100])
         raise OSError("disk full")
 
-    monkeypatch.setattr("llicm.vlm.checkpoint.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(UserError, match="disk full"):
         save_daclip(daclip_from_state(state, TINY), path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
