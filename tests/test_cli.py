@@ -380,7 +380,7 @@ def test_interruption(here, model, small, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = files()
-    monkeypatch.setattr(type(small.codec), "encode", stop)
+    monkeypatch.setattr(type(small.codec), "compress", stop)
     said = run(capsys, "compress", "photos", "-o", "small", code=130)
     assert "error: interrupted" in said.err and "Traceback" not in said.err and files() == before
 
@@ -496,7 +496,7 @@ def test_evaluate(here, model, small, capsys):
     assert len(records) == 3 * 2 * 2 and set(records["image"]) == {"a.png", "b.png", "c.png"}
     data = small.compress(picture(), 2.5)
     row = records[(records["image"] == "a.png") & (records["level"] == "2.5") & (records["metric"] == "psnr")].iloc[0]
-    mse = (quantize8(small.codec.decode(data)[0]) - picture()).square().mean()
+    mse = (quantize8(small.codec.decompress(data)[0]) - picture()).square().mean()
     assert row["bytes"] == len(data) and row["bpp"] == 8 * len(data) / 96 / 128
     assert row["value"] == pytest.approx(float(-10 * mse.log10()), abs=0.01)
     table = said.out.splitlines()
@@ -558,7 +558,7 @@ def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
     run(capsys, "compress", "a.png", "photos/b.png", "-o", "small", "--bpp", "0.8")
     assert Prefilter.calls == len(Spy.hints) == 2
     level = unpack(Path("small/a.llicm").read_bytes()).level
-    assert Path("small/a.llicm").read_bytes() == small.codec.encode(quantize8(1 - picture()), level)
+    assert Path("small/a.llicm").read_bytes() == small.codec.compress(quantize8(1 - picture()), level)
     assert Path("small/a.llicm").read_bytes() == system.compress(picture(), level)
     Prefilter.calls = 0
     run(capsys, "evaluate", "a.png", "--levels", "0,1,2", "--metrics", "psnr", "-o", "r.csv")

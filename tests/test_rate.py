@@ -41,8 +41,8 @@ def test_the_codecs_own_files_meet_targets():
     codec.update()
     codec.eval()
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 50), size=(256, 320), mode="bicubic")[0].clamp(0, 1)
-    smallest, largest = (len(codec.encode(x, level)) for level in (0, 2))
+    smallest, largest = (len(codec.compress(x, level)) for level in (0, 2))
     for share in (0.1, 0.5, 0.9):
         size = smallest + share * (largest - smallest)
-        data, _ = compress_to(lambda level: codec.encode(x, level), size, 0, codec.levels - 1)
+        data, _ = compress_to(lambda level: codec.compress(x, level), size, 0, codec.levels - 1)
         assert 0.98 * size <= len(data) <= size
