@@ -41,13 +41,13 @@ def image():
 def test_decoding_gives_what_training_saw(codec, image, level):
     """Real bytes end in the picture of the training pass, but for symbols that are too unlikely to be coded."""
     x = torch.nn.functional.interpolate(image[None], size=(128, 192), mode="bicubic").clamp(0, 1)
-    data = codec.encode(x[0], level)
-    decoded, decoded_level = codec.decode(data)
+    data = codec.compress(x[0], level)
+    decoded, decoded_level = codec.decompress(data)
     with torch.no_grad():
         seen = codec(x, torch.tensor([float(level)]))["x_hat"][0].clamp(0, 1)
     assert decoded.shape == x.shape[1:] and decoded_level == level
     assert (decoded - seen).abs().max() < 2e-3
-    assert codec.encode(x[0], level) == data
+    assert codec.compress(x[0], level) == data
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (64, 64), (65, 129)])
@@ -55,13 +55,13 @@ def test_any_size(image, size):
     fresh = CODECS.make("mean-scale", N=8, M=96, lambdas=LAMBDAS)
     fresh.update()
     x = torch.nn.functional.interpolate(image[None], size=size, mode="area")[0]
-    decoded, _ = fresh.eval().decode(fresh.encode(x, 3))
+    decoded, _ = fresh.eval().decompress(fresh.compress(x, 3))
     assert decoded.shape == x.shape
     assert (decoded - x).abs().mean() < (0.1 if min(size) == 3 else 0.03)  # in three rows it is all contrast
 
 
 def test_higher_levels_spend_more(codec, image):
-    sizes = [len(codec.encode(image, level)) for level in (0, 0.5, 1, 2, 3)]
+    sizes = [len(codec.compress(image, level)) for level in (0, 0.5, 1, 2, 3)]
     assert sizes == sorted(sizes) and sizes[-1] > 1.3 * sizes[0]
 
 
@@ -77,7 +77,7 @@ def test_estimated_rate_bounds_the_real_one(codec):
     with torch.no_grad():
         out = codec(x[None], torch.tensor([3.0]))
     estimate = float(bits_per_pixel(out["likelihoods"], 256, 256))
-    real = 8 * len(codec.encode(x, 3)) / 256**2
+    real = 8 * len(codec.compress(x, 3)) / 256**2
     assert 0.6 * estimate < real < 1.02 * estimate + 8 * 100 / 256**2
 
 
@@ -95,7 +95,7 @@ def test_untrained_codec_is_a_transform_codec(image):
     fresh = CODECS.make("mean-scale", N=8, M=96, lambdas=LAMBDAS)
     fresh.update()
     fresh.eval()
-    errors = [(fresh.decode(fresh.encode(image, level))[0] - image).square().mean() for level in (0, 1, 2, 3)]
+    errors = [(fresh.decompress(fresh.compress(image, level))[0] - image).square().mean() for level in (0, 1, 2, 3)]
     psnr = [-10 * float(error.log10()) for error in errors]
     assert psnr == sorted(psnr) and psnr[-1] > 35
 
@@ -103,27 +103,27 @@ def test_untrained_codec_is_a_transform_codec(image):
 def test_weights_survive_a_file_and_bind_the_bitstream(codec, image, tmp_path):
     save_part(codec, tmp_path / "codec.safetensors")
     again = load_part("codec", tmp_path / "codec.safetensors")
-    data = codec.encode(image, 1)
-    assert again.encode(image, 1) == data
-    assert torch.allclose(again.decode(data)[0], codec.decode(data)[0], atol=1e-5)
+    data = codec.compress(image, 1)
+    assert again.compress(image, 1) == data
+    assert torch.allclose(again.decompress(data)[0], codec.decompress(data)[0], atol=1e-5)
     with torch.no_grad():
         again.g_s[0].bias[0] += 1
     again.train().eval()
     with pytest.raises(BitstreamError, match="written by model"):
-        again.decode(data)
+        again.decompress(data)
 
 
 def test_nan_is_refused_before_the_entropy_coder(codec):
     x = torch.rand(3, 64, 64)
     x[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        codec.encode(x, 1)
+        codec.compress(x, 1)
     broken = CODECS.make("mean-scale", N=8, M=12, lambdas=LAMBDAS)
     with torch.no_grad():
         broken.g_a[1].weight.fill_(float("inf"))
     broken.update()
     with pytest.raises(ValueError, match="not finite"):
-        broken.eval().encode(torch.rand(3, 64, 64), 1)
+        broken.eval().compress(torch.rand(3, 64, 64), 1)
 
 
 def test_damaged_weight_file_is_named(tmp_path):
@@ -142,13 +142,13 @@ def test_unknown_codec_is_named():
 def test_a_codec_without_tables_says_so(image):
     fresh = CODECS.make("mean-scale", N=8, M=12, lambdas=LAMBDAS).eval()
     with pytest.raises(UserError, match="no tables yet"):
-        fresh.encode(image, 1)
+        fresh.compress(image, 1)
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (16385, 1), (9000, 9000)])
 def test_impossible_sizes_are_refused_before_anything_is_computed(codec, size):
     with pytest.raises(ValueError, match="pixels"):
-        codec.encode(torch.zeros(1).expand(3, *size), 1)
+        codec.compress(torch.zeros(1).expand(3, *size), 1)
 
 
 def forged(data: bytes, **changes) -> bytes:
@@ -172,11 +172,11 @@ def forged(data: bytes, **changes) -> bytes:
 def test_a_header_that_does_not_fit_its_payload_is_refused(codec, image, changes):
     """Whoever can correct a checksum can lie about the size: the payload's own checks find it, before the memory for
     such an image is asked for, and even a size of the same number of blocks, or a level of the same tables."""
-    data = codec.encode(image, 2)
+    data = codec.compress(image, 2)
     started = time.perf_counter()
     tracemalloc.start()
     with pytest.raises(BitstreamError, match="damaged payload"):
-        codec.decode(forged(data, **changes))
+        codec.decompress(forged(data, **changes))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.perf_counter() - started < 1 and peak < 100e6
@@ -185,16 +185,16 @@ def test_a_header_that_does_not_fit_its_payload_is_refused(codec, image, changes
 @settings(deadline=None)  # a loaded machine is no failure
 @given(level=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_a_payload_altered_under_a_valid_checksum_is_refused(codec, image, level, flip):
-    data = codec.encode(image, 1)
+    data = codec.compress(image, 1)
     payload = bytearray(unpack(data).payload)
     payload[int(level * len(payload))] ^= flip
     with pytest.raises(BitstreamError, match="damaged payload"):
-        codec.decode(forged(data, payload=bytes(payload)))
+        codec.decompress(forged(data, payload=bytes(payload)))
 
 
 def test_levels_beyond_the_models_are_refused(codec, image):
     with pytest.raises(BitstreamError, match="level 3.5 is beyond this model's 3"):
-        codec.decode(forged(codec.encode(image, 3), level=3.5))
+        codec.decompress(forged(codec.compress(image, 3), level=3.5))
 
 
 def test_unlikely_symbols_and_strong_contrast_survive(codec):
@@ -202,7 +202,7 @@ def test_unlikely_symbols_and_strong_contrast_survive(codec):
     x = torch.zeros(3, 64, 64)
     x[:, ::2, ::2] = 1
     x[0, :32] = 1
-    data = codec.encode(x, 3)
+    data = codec.compress(x, 3)
     symbols = codec.latent(unpack(data))[2]
     assert symbols.abs().max() > 20
-    codec.decode(data)
+    codec.decompress(data)

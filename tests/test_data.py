@@ -13,11 +13,11 @@ from torch import Generator
 from llicm.data.corpus import load_photos
 from llicm.data.dead_leaves import _occlusion, dead_leaves
 from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, set_of, write_pairs
-from llicm.report.show import contact_sheet, leaves_sheet
 from llicm.data.stream import PairStream, _recolour
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER
 from llicm.errors import UserError
 from llicm.images import write_png
+from llicm.report.show import contact_sheet, leaves_sheet
 
 ROOT = Path(__file__).parents[1]
 TASKS = ["noisy", "rainy", "hazy", "low-light", "motion-blurry"]

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from llicm.report.show import psnr
 from llicm.degradations import (
     DEGRADATIONS,
     LEVELS,
@@ -22,6 +21,7 @@ from llicm.degradations import (
 )
 from llicm.errors import UserError
 from llicm.images import list_images, read_image
+from llicm.report.show import psnr
 
 WORDS = "motion-blurry hazy jpeg-compressed low-light noisy raindrop rainy shadowed snowy uncompleted".split()
 PHOTOS = Path(__file__).parents[1] / "data" / "test"

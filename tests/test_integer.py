@@ -62,7 +62,7 @@ def test_symbols_and_bytes_do_not_depend_on_the_machine(tmp_path):
     save_part(codec.eval(), tmp_path / "codec.safetensors")
     coarse = torch.rand(1, 3, 9, 13)
     x = torch.nn.functional.interpolate(coarse, size=(200, 300), mode="bicubic")[0].clamp(0, 1)
-    (tmp_path / "a.llicm").write_bytes(codec.encode(x, 2.3))
+    (tmp_path / "a.llicm").write_bytes(codec.compress(x, 2.3))
     found = {}
     for name, setting in SETTINGS.items():
         options = {"threads": 2, "onednn": True, "channels_last": True}

@@ -4,8 +4,8 @@ import torch
 
 from llicm.benchmark.metrics import make_metrics, metric_info
 from llicm.benchmark.probes import estimated_bpp, kept_energy
-from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
+from llicm.registry import CODECS
 
 
 def test_what_is_kept_of_a_degradation():
@@ -22,11 +22,11 @@ def test_what_is_kept_of_a_degradation():
 @pytest.mark.parametrize("size", [(128, 192), (100, 70)])
 def test_the_estimate_is_near_the_real_file(size):
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=192, lambdas=[0.002, 0.007, 0.02, 0.07])
+    codec = CODECS.make("mean-scale", N=8, M=192, lambdas=[0.002, 0.007, 0.02, 0.07])
     codec.update()
     codec.eval()
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12), size=size, mode="bicubic")[0].clamp(0, 1)
-    real = 8 * len(codec.encode(x, 2)) / (size[0] * size[1])
+    real = 8 * len(codec.compress(x, 2)) / (size[0] * size[1])
     estimate = estimated_bpp(codec, x, 2)
     # the header of 24 bytes apart
     assert estimate == pytest.approx(real - 8 * 24 / (size[0] * size[1]), rel=0.15)

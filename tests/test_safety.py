@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llicm.codec.bitstream import unpack
-from llicm.codec.mean_scale import make_codec
 from llicm.errors import BitstreamError
+from llicm.registry import CODECS
 
 
 @pytest.fixture(scope="module")
 def codec():
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02, 0.1])
+    codec = CODECS.make("mean-scale", N=8, M=24, lambdas=[0.002, 0.02, 0.1])
     with torch.no_grad():
         codec.h_a[-1].weight.mul_(20)
     codec.update()
@@ -30,7 +30,7 @@ def files(codec):
     made = []
     for size, level in (((40, 52), 0), ((130, 70), 1.3), ((64, 200), 2)):
         x = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9), size=size, mode="bicubic")[0].clamp(0, 1)
-        made.append(codec.encode(x, level))
+        made.append(codec.compress(x, level))
     assert any(codec.latent(unpack(data))[0].abs().max() > 1 for data in made)
     return made
 
@@ -74,7 +74,7 @@ def test_mutated_files_are_refused(codec, files, which, edits):
     if data == files[which]:
         return
     with pytest.raises(BitstreamError):
-        codec.decode(data)
+        codec.decompress(data)
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_mutated_payloads_and_headers_are_refused_under_a_valid_checksum(codec, 
     if forged == data:
         return
     with pytest.raises(BitstreamError):
-        codec.decode(forged)
+        codec.decompress(forged)
 
 
 @pytest.mark.parametrize("size", [0, 1, 19, 23, 24, 1000])
@@ -97,9 +97,9 @@ def test_nothing_and_noise(codec, size):
     noise = torch.randint(0, 256, (size,), generator=torch.Generator().manual_seed(size), dtype=torch.uint8)
     for data in (bytes(size), noise.numpy().tobytes()):
         with pytest.raises(BitstreamError, match="not a .llicm file"):
-            codec.decode(data)
+            codec.decompress(data)
 
 
 def test_the_untouched_files_are_pictures(codec, files):
     """The other tests would pass with a decoder that refuses everything."""
-    assert [tuple(codec.decode(data)[0].shape[1:]) for data in files] == [(40, 52), (130, 70), (64, 200)]
+    assert [tuple(codec.decompress(data)[0].shape[1:]) for data in files] == [(40, 52), (130, 70), (64, 200)]
