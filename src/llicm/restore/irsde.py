@@ -172,6 +172,7 @@ class IRSDERestorer(nn.Module):
         return mu + out if self.predicts == "x0" else out
 
     def _network(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        """The U-Net's output, and the shrinkage's, on images of any size."""
         if self.shrinkage is None:
             return self.unet(x, mu, t, conditioning)
         height, width = x.shape[-2:]
@@ -184,6 +185,7 @@ class IRSDERestorer(nn.Module):
         return out + self.shrinkage(*padded, self.unet.condition(t, conditioning, len(x)))[..., :height, :width]
 
     def _within_memory(self, x: Tensor, mu: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
+        """`_network`, for one image or one tile at a time if it would otherwise take more than `memory`."""
         if self.memory is None:
             return self._network(x, mu, t, conditioning)
         stride = self.unet.stride

@@ -23,7 +23,7 @@ __all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model
 
 # The words that DA-CLIP's controller was trained with, in its order, bare (no prompt around them).
 DEGRADATION_WORDS = tuple(DEGRADATIONS)
-WORDS = (*DEGRADATION_WORDS, CLEAN)  # that the mini model learns and a guide chooses from
+WORDS = (*DEGRADATION_WORDS, CLEAN)  # that the mini model learns and a conditioner chooses from
 
 
 def degradation_text(words: Iterable[str]) -> str:

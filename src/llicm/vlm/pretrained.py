@@ -27,11 +27,9 @@ CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # What `llicm.vlm.clip.preprocess` does; weights that want something else would silently work badly.
 PREPROCESSING = {
-    "mean": open_clip.OPENAI_DATASET_MEAN,
-    "std": open_clip.OPENAI_DATASET_STD,
-    "interpolation": "bicubic",
+    "mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "interpolation": "bicubic",
     "resize_mode": "shortest",
-}
+}  # fmt: skip
 
 
 def _source(name: str, pretrained: str, config: dict) -> tuple[str, str, tuple[str, ...]]:
@@ -42,8 +40,8 @@ def _source(name: str, pretrained: str, config: dict) -> tuple[str, str, tuple[s
     if not known.get("hf_hub"):
         tags = [tag for model, tag in DACLIP_WEIGHTS if model == name] + open_clip.list_pretrained_tags_by_model(name)
         raise UserError(
-            f"no released weights '{pretrained}' of {name} are known; "
-            f"choose one of {', '.join(tags) or 'another model'}, or name a file ({', '.join(SUFFIXES)})"
+            f"no released weights '{pretrained}' of {name} are known; choose one of "
+            f"{', '.join(tags) or 'another model'}, or name a file ({', '.join(SUFFIXES)})"
         )
     if known.get("quick_gelu", False) != config.get("quick_gelu", False):
         other = f"{name}-quickgelu" if known.get("quick_gelu") else name.removesuffix("-quickgelu")
