@@ -67,19 +67,22 @@ class Stage:
         return Checkpoint(name, settings, inputs=[p for p in inputs if Path(p).exists()], root=root)
 
 
-def open_stage(name: str, parameters: Mapping[str, Any] | None = None, profile: str | os.PathLike = ".") -> Stage:
+def open_stage(
+    name: str, parameters: Mapping[str, Any] | None = None, profile: str | os.PathLike | None = None
+) -> Stage:  # fmt: skip
     """The stage that a notebook is, in the pipeline and by hand.
 
     Args:
         name: of the stage. parameters: as the pipeline injects them; None by hand.
-        profile: folder with a params.yaml, relative to the repository, for use by hand; "." is the default study.
+        profile: folder with a params.yaml, relative to the repository, for use by hand; by default that of
+            $LLICM_PROFILE, or ".", the default study.
 
     Raises:
         UserError: see `llicm.parameters.load`.
     """
     if parameters is not None:
         return Stage(name, part_of(parameters))
-    os.chdir(ROOT / profile)  # Jupyter starts a kernel in notebooks/
+    os.chdir(ROOT / (profile or os.environ.get("LLICM_PROFILE") or "."))  # Jupyter starts a kernel in notebooks/
     out = Path(".run") / "interactive"
     print(f"opened by hand: reads {Path.cwd()}, writes below {out}")
     return Stage(name, load("params.yaml"), ".", out)
