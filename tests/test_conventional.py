@@ -332,7 +332,7 @@ def test_missing_codecs_are_reported(monkeypatch, tmp_path):
     assert str(tmp_path) in report["vvc"] and "vvencapp" in report["vvc"] and "EncoderAppStatic" in report["vvc"]
     for name in ("avif", "heic", "vvc"):
         codec = CONVENTIONAL[name]
-        for method, arguments in ((codec.encode, (picture(8, 8), 30)), (codec.decode, (b"anything",))):
+        for method, arguments in ((codec.compress, (picture(8, 8), 30)), (codec.decompress, (b"anything",))):
             with pytest.raises(UserError) as raised:
                 method(*arguments)
             assert str(raised.value) == report[name] and not isinstance(raised.value, BitstreamError)
