@@ -13,7 +13,7 @@ with so many steps.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from llicm.errors import UserError
 
@@ -21,13 +21,6 @@ __all__ = ["NONE", "ROLES", "Method", "methods_of"]
 
 NONE = "none"  # in place of a model or weight file that is not there
 ROLES = ("baseline", "test", "specialist", "ablation", "steps", "reference")
-
-
-class _Group(Protocol):  # llicm.parameters.Group
-    methods: list[str] | dict[str, str]
-    levels: list[float] | dict[str, list[float]]
-    role: str
-    title: str | None
 
 
 @dataclass(frozen=True)
@@ -68,11 +61,11 @@ class Method:
         return {name for name in (self.prefilter, self.restorer, self.codec if self.learned else None) if name}
 
 
-def methods_of(benchmark: Mapping[str, _Group], parts: Mapping[str, Collection[str]]) -> list[Method]:
+def methods_of(benchmark: Mapping[str, Any], parts: Mapping[str, Collection[str]]) -> list[Method]:
     """All methods of params.yaml, in its order.
 
     Args:
-        benchmark: codec groups by name.
+        benchmark: codec groups by name (see `llicm.parameters.Group`).
         parts: of each trained model those of "codec", "restorer" and "prefilter" that it has.
 
     Raises:
@@ -87,7 +80,7 @@ def methods_of(benchmark: Mapping[str, _Group], parts: Mapping[str, Collection[s
     return list(found.values())
 
 
-def _of_group(group: str, spec: _Group, parts: Mapping[str, Collection[str]]) -> list[Method]:
+def _of_group(group: str, spec: Any, parts: Mapping[str, Collection[str]]) -> list[Method]:
     written = spec.methods if isinstance(spec.methods, Mapping) else {text: text for text in spec.methods}
     methods = []
     for name, text in written.items():

@@ -78,7 +78,7 @@ def load_model(path: str | Path | None = None) -> LLICM:
         parts = {kind: make_part(kind, config[kind], _below(state, kind)) if config[kind] else None for kind in _PARTS}
         conditioner = None
         if config["conditioner"]:
-            conditioner = conditioner_from(_below(state, "conditioner"), config["conditioner"])
+            conditioner = conditioner_from(_below(state, "conditioner"), config["conditioner"], path)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a model of this project ({reason}); get it again with `make model`") from None

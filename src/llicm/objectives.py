@@ -16,7 +16,7 @@ own on its way from the restorer back to the codec (`Objective.fork`), where it 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -78,12 +78,12 @@ def distance(mixture: dict[str, float], a: Tensor, b: Tensor) -> Tensor:
     unknown = sorted(set(mixture) - set(DISTANCES))
     if unknown:
         raise UserError(f"params.yaml: unknown distance '{unknown[0]}'; choose from {', '.join(sorted(DISTANCES))}")
-    return sum(weight * DISTANCES[name](a, b) for name, weight in mixture.items())
+    return cast(Tensor, sum(weight * DISTANCES[name](a, b) for name, weight in mixture.items()))
 
 
 def bits_per_pixel(likelihoods: dict[str, Tensor], height: int, width: int) -> Tensor:
     """Estimated rate of each sample in bits per pixel of the coded image, (N,)."""
-    bits = sum(-value.log2().flatten(1).sum(1) for value in likelihoods.values())
+    bits = cast(Tensor, sum(-value.log2().flatten(1).sum(1) for value in likelihoods.values()))
     return bits / (height * width)
 
 

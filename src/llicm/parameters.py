@@ -275,6 +275,10 @@ class Figures(_Group):
     comparisons: dict[Name, Annotated[list[Text], Field(min_length=2, max_length=2)]]
     """Headline numbers: name -> method and the one it is compared with; `strongest` is the strongest baseline of each
     task."""
+    decoded: Text
+    """Method without restoration whose decoded pictures are shown beside the curves that fall."""
+    anchors: list[Text]
+    """Methods that LL-ICM is compared with on the further sets of pairs."""
     curves: list[Text]
     """Methods drawn in the rate-perception figures; [] for all. The tables and the interactive curves have all."""
 
@@ -348,7 +352,7 @@ class Parameters(_Group):
                 raise UserError(f"'benchmark.{name}.models' is {group.models}, but its methods use {sorted(used)}")
         names = {method.name for method in methods}
         compared = (name for pair in self.figures.comparisons.values() for name in pair)
-        for name in [self.figures.test, *self.figures.curves, *compared]:
+        for name in [self.figures.test, self.figures.decoded, *self.figures.curves, *compared]:
             if name not in names | {"strongest"}:
                 raise UserError(f"'figures' names the method '{name}', which is none of `benchmark`")
         return self

@@ -9,6 +9,7 @@ levels (largest change: 0.04 dB), and halves the file. A module that computes wi
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -69,7 +70,7 @@ def save_part(part: nn.Module, path: str | Path, state: dict[str, Tensor] | None
     Args:
         state: a state dict to write in place of the part's own.
     """
-    write(path, pack(part, state), part.config)
+    write(path, pack(part, state), cast(dict, part.config))
 
 
 def load_part(kind: str, path: str | Path) -> nn.Module:

@@ -94,7 +94,7 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
             if not extra and set(names) & set(SET_METRICS):
                 with clock("write"):
                     write_png(coded.output, streams / _output_name(method.name, level))
-            values = {}
+            values: dict[str, float | None] = {}
             for name in (name for name in names if name not in SET_METRICS):
                 metric = _worker["metrics"][name]
                 with clock(name):

@@ -96,7 +96,7 @@ class Checkpoint:
         """
         buffer = io.BytesIO()  # torch tells nothing of why it could not write to a file
         torch.save(state, buffer)
-        write_atomically(self.path, buffer.getbuffer(), durable=True)
+        write_atomically(self.path, buffer.getvalue(), durable=True)
 
     def done(self) -> None:
         """Forget the checkpoint: the result is written."""

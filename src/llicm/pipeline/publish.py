@@ -56,6 +56,7 @@ def publish(root: str | Path, profile: str = "study") -> Path:
         for name, data in weights.items():
             (new / f"{name}.safetensors").write_bytes(data)
             stage = pipeline.producer(folder / PARTS[name])
+            assert stage is not None  # its lineage was verified
             card = _card(name, data, pipeline, stage, params, records)
             (new / f"{name}.md").write_text(card, encoding="utf-8")
         (new / "lineage.json").write_text(trace(folder / PARTS["llicm"], root).as_json() + "\n", encoding="utf-8")
@@ -82,7 +83,7 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Para
     from huggingface_hub import ModelCard, ModelCardData
     from safetensors.torch import load as load_tensors
 
-    training, data = params.training, params.data
+    training, stream = params.training, params.data
     model_name = params.release.model if name == "llicm" else name
     model = params.models[model_name]
     given = budgets(params.methods, params.models, training).set_index("method").loc[METHODS[name]]
@@ -103,9 +104,9 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Para
         name=name, file=f"{name}.safetensors",
         parameters=f"{count:,}", size=f"{len(data):,}", sha256=hashlib.sha256(data).hexdigest(),
         started=any(file != NONE for part, file in model.start if part != "vlm"),
-        photos=photos, terms=terms, share=f"{data.dead_leaves_share:.0%}",
+        photos=photos, terms=terms, share=f"{stream.dead_leaves_share:.0%}",
         tasks=", ".join(model.tasks or params.tasks),
-        severity=" to ".join(map(str, data.severity)),
+        severity=" to ".join(map(str, stream.severity)),
         updates=" and ".join(f"{n:,}" for n in counts),
         batch=training.batch, crop=training.crop, lr=training.lr,
         loss=_loss(params.objectives[model.objective]),

@@ -20,7 +20,7 @@ sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is 
 
 # jsonschema, which nbformat uses, then does without checking IRIs, of which a notebook has none: to build the grammar
 # takes longer than all else that the runner imports
-sys.modules.setdefault("rfc3987_syntax", None)
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import ast  # noqa: E402
 import contextlib  # noqa: E402
@@ -34,7 +34,7 @@ import signal  # noqa: E402
 import subprocess  # noqa: E402
 import time  # noqa: E402
 from importlib import metadata  # noqa: E402
-from typing import TextIO  # noqa: E402
+from typing import Any, TextIO  # noqa: E402
 
 import nbformat  # noqa: E402
 
@@ -214,7 +214,7 @@ def _user_errors() -> set[str]:
     return found
 
 
-def _explain(error: Exception, work: Path) -> str:
+def _explain(error: Any, work: Path) -> str:
     """What to say of a notebook that failed: the sentence of a UserError, else the end of the traceback."""
     name = getattr(error, "ename", None)
     if name in _user_errors():
@@ -349,6 +349,6 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # before the notebook: a folder that cannot be made, a full disk
-        sys.exit(_full(os.environ["DVC_STAGE"], error.strerror) if _FULL.search(str(error)) else f"error: {error}")
+        sys.exit(_full(os.environ["DVC_STAGE"], str(error.strerror)) if _FULL.search(str(error)) else f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

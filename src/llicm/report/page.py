@@ -102,8 +102,6 @@ Every rate is that of a real file. This is its distance from the entropy model's
 
 ## What the vision-language model recognises
 
-(The *guide* of this table is the vision-language model with its controller.)
-
 {{ recognition }}
 
 ![Confusion matrices](vlm/confusion.png)

@@ -134,7 +134,7 @@ def recognition_markdown(numbers: Mapping[str, Any]) -> str:
     levels = list(numbers["accuracy_of_tasks"])
     names = ["uncompressed" if level == "none" else f"level {level}" for level in levels]
     first = (
-        f"Share of test images ({numbers['images_per_level']} a level) whose degradation the guide names, zero-shot, "
+        f"Share of test images ({numbers['images_per_level']} a level) whose degradation the model names, zero-shot, "
         "in X̂ of the RDO codec (level 0 is the lowest rate):"
     )
     rows = [[text, *(f"{numbers[key][level]:.0%}" for level in levels)] for key, text in QUESTIONS.items()]

@@ -197,14 +197,10 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     return (study.tables / "headline.md").read_text(encoding="utf-8")
 
 
-def non_monotone(study: Study, codec: str) -> Path:
-    """Figure 5: curves that fall with the rate, and why. The table non_monotone.md is written by `compare`.
-
-    Args:
-        codec: the method without restoration whose pictures are shown.
-    """
+def non_monotone(study: Study) -> Path:
+    """Figure 5: curves that fall with the rate, and why. The table non_monotone.md is written by `compare`."""
     kept = [method for method in study.direct if method.order == "alone" or method.role == "test"]
-    shown = next(method for method in study.methods if method.name == codec)
+    shown = next(method for method in study.methods if method.name == study.parameters.figures.decoded)
     side, task = study.parameters.figures.side // 2, study.tasks[0]
     crops = kept_crops(shown, task, study.made / "pairs", study.made / "models", side=side)
     figure = figures.non_monotone_why(study.records, task, study.having(kept, "kept"), crops)
@@ -216,11 +212,11 @@ def hidden(study: Study) -> Path:
     return study.save(figures.rate_gap(study.records, study.having(study.direct, "bpp_estimated")), "rate_gap.png")
 
 
-def extra_sets(study: Study, against: Sequence[str]) -> str:
-    """LL-ICM on clean input, mixtures and other severities, compared with those of `against` measured there."""
+def extra_sets(study: Study) -> str:
+    """LL-ICM on clean input, mixtures and other severities, compared with those of `figures.anchors` measured there."""
     extra = study.parameters.extra
     among = study.measured[study.measured["task"].isin(extra)]
-    anchors = [name for name in against if name in set(among["method"])]
+    anchors = [name for name in study.parameters.figures.anchors if name in set(among["method"])]
     text = "No further sets in these parameters.\n"
     return study.write("extra.md", tables.extra_markdown(among, extra, study.test, anchors) if extra else text)
 

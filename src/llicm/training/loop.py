@@ -91,7 +91,8 @@ class Trainer:
         system.requires_grad_(False)
         self.parts: dict[str, nn.Module] = {name: getattr(system, name) for name in trains}
         for part in self.parts.values():
-            part.requires_grad_(True).to(memory_format=torch.channels_last)
+            part.requires_grad_(True)
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # compressai's quantiles are found by bisection at the end, not by gradient
         self.parameters = {
             name: [p for key, p in part.named_parameters() if not key.endswith("quantiles")]

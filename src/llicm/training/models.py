@@ -92,8 +92,9 @@ def train_model(
     if restorer is not None and ("codec" in parts or transcoder is not None):
         restorer.level_conditioned = True
     updates, pretraining = schedule(model, parameters)
+    mild, severe = data.severity
     stream = PairStream(
-        photos, tasks, training.crop, training.batch, seed, data.dead_leaves_share, tuple(data.severity), data.pool,
+        photos, tasks, training.crop, training.batch, seed, data.dead_leaves_share, (mild, severe), data.pool,
         data.refresh, paired, data.mixed,
     )  # fmt: skip
     trainer = Trainer(
@@ -112,12 +113,12 @@ def train_model(
         trainer.keep_pretrained()
     trainer.run(None, checkpoint, training.checkpoint_every)
     if keeps and trainer.pretrained is not None:
-        (kind,) = model.trains
-        save_part(parts[kind], Path(out) / "pretrained.safetensors", trainer.pretrained[kind])
-    for kind, part in parts.items():
-        if kind == "codec" and kind in model.trains:
+        for part_name, state in trainer.pretrained.items():
+            save_part(parts[part_name], Path(out) / "pretrained.safetensors", state)
+    for name, part in parts.items():
+        if name == "codec" and name in model.trains:
             part.update()
-        save_part(part, Path(out) / f"{kind}.safetensors")
+        save_part(part, Path(out) / f"{name}.safetensors")
     if checkpoint is not None:
         checkpoint.done()
     return trainer
@@ -126,7 +127,7 @@ def train_model(
 def _parts_of_start(name: str, model: Model, models: Path, init: Path | None) -> tuple[dict[str, Any], bool]:
     """The parts that a model starts from, and whether it starts from no other model."""
     files = {kind: file for kind, file in model.start if kind != "vlm" and file != NONE}
-    parts = {kind: load_part(kind, models / file) for kind, file in files.items()}
+    parts: dict[str, Any] = {part: load_part(part, models / file) for part, file in files.items()}
     if init is not None and not files and (found := Path(init) / f"{name}.safetensors").is_file():
         (kind,) = model.trains
         parts[kind] = load_part(kind, found)
