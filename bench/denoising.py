@@ -2,7 +2,7 @@
 """Joint denoising and compression on Kodak, beside the published curves of "Optimizing Image Compression via Joint
 Learning with Denoising" (Cheng, Xie and Chen, ECCV 2022). Writes docs/denoising.md and docs/denoising.png.
 
-    python bench/denoising.py [--root profiles/study] [FAMILY ...]
+    python bench/denoising.py [--root profiles/study] [GROUP ...]
 
 Kodak must be registered (`llicm data add kodak FOLDER`).
 """
@@ -13,20 +13,22 @@ from pathlib import Path
 
 import torch
 from common import ROOT, table, write_page
-from llicm.pipeline.parameters import load
 
 from llicm.benchmark.bdrate import bd
-from llicm.benchmark.evaluate import Plan, evaluate_family
+from llicm.benchmark.evaluate import Plan, evaluate_group
 from llicm.benchmark.records import mean_curves, read_records, write_records
 from llicm.data.catalogue import folder_of
 from llicm.data.pairs import stable_seed
 from llicm.degradations import linear_to_srgb, srgb_to_linear
 from llicm.images import list_images, quantize8, read_image, write_png
+from llicm.methods import Method
+from llicm.parameters import load
 from llicm.report.figures import rate_perception
 from llicm.report.style import save_figure
 from llicm.report.writing import method_label
 
 PUBLISHED = "ECCV 2022"
+_PUBLISHED = Method(PUBLISHED, PUBLISHED, "reference", PUBLISHED, False, None, "published", (0.0,), title=PUBLISHED)
 # level -> standard deviations of read noise and of shot noise at linear value 1
 NOISE = {1: (0.0068, 0.0520), 2: (0.0157, 0.0789), 3: (0.0362, 0.1196), 4: (0.0832, 0.1814)}
 # level -> points (bpp, PSNR in dB), as the authors' repository reports them
@@ -48,7 +50,7 @@ def noisy(image: torch.Tensor, read: float, shot: float, seed: int) -> torch.Ten
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("families", nargs="*", default=["llicm", "llicm-prefilter", "conventional-prefilter"])
+    parser.add_argument("groups", nargs="*", default=["llicm", "llicm-prefilter", "conventional-prefilter"])
     parser.add_argument("--root", type=Path, default=ROOT / "profiles/study", help="folder of the trained study")
     given = parser.parse_args()
     params, work = load(given.root / "params.yaml"), given.root / ".run" / "denoising"
@@ -72,20 +74,23 @@ def main() -> None:
         for level, points in POINTS.items() for index, (rate, value) in enumerate(points)
     ]  # fmt: skip
     artifacts = given.root / "artifacts"
-    for name in given.families:
+    methods = [method for method in params.methods if method.group in given.groups]
+    for name in given.groups:
         plan = Plan(
-            family=name, spec=params["families"][name], models=artifacts / "models", vlm=artifacts / "vlm",
+            methods=[method for method in methods if method.group == name], models=artifacts / "models",
             metrics=("psnr",), niqe_fit=artifacts / "niqe_fit.mat", streams=work / "bitstreams" / name,
         )  # fmt: skip
-        rows += evaluate_family(plan, work / "pairs", list(words.values()), os.cpu_count() or 1)
+        rows += evaluate_group(plan, work / "pairs", list(words.values()), os.cpu_count() or 1)
     write_records(rows, work / "records.csv")
     records = read_records(work / "records.csv")
     records = records[records["metric"] == "psnr"]
-    methods = [name for name in dict.fromkeys(records["method"]) if name != PUBLISHED]
-    figure = rate_perception(records, "psnr", list(words.values()), [PUBLISHED, *methods], references={}, columns=2)
+    figure = rate_perception(
+        records, "psnr", list(words.values()), [_PUBLISHED, *methods], references={}, columns=2,
+        highlight=[method.name for method in methods if method.role == "test"],
+    )  # fmt: skip
     save_figure(figure, ROOT / "docs" / "denoising.png", 110, palette=True)
     curves, lines = mean_curves(records, "psnr"), []
-    for method in methods:
+    for method in (method.name for method in methods):
         for level, word in words.items():
             ours, theirs = curves[method, word], curves[PUBLISHED, word]
             found = bd(theirs.bpp, theirs.value, ours.bpp, ours.value)

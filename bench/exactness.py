@@ -25,7 +25,7 @@ from llicm.codec import mean_scale as learned
 from llicm.codec.bitstream import unpack
 from llicm.data.corpus import load_photos
 from llicm.model import load_model
-from llicm.pipeline import parameters as params
+from llicm.parameters import Parameters, load
 from llicm.report.show import psnr
 
 LEVELS = (0, 1.5, 3, 4)
@@ -87,22 +87,20 @@ def settings_table() -> str:
     return table(rows)
 
 
-def train(values: dict, updates: int | None, exact: bool) -> torch.nn.Module:
+def train(parameters: Parameters, updates: int | None, exact: bool) -> tuple[torch.nn.Module, list]:
     """The study's RDO codec, or the same with a float hyper-synthesis."""
-    from llicm.training.loop import train_arm
+    from llicm.training.models import train_model
 
     kept = integer.IntegerConv.integers, learned.activate
     if not exact:
         integer.IntegerConv.integers, learned.activate = _float_weights, _float_activation
     try:
-        arm, training = values["codec_arms"][0], dict(values["training"])
         if updates:
-            training |= {"trunk": updates, "branch": 0}
+            parameters.models["rdo"].updates = updates
         with tempfile.TemporaryDirectory() as folder:
-            trainer = train_arm(
-                arm, values["arms"][arm], photos=list(load_photos(ROOT / values["photos"]).train.values()), paired=None,
-                tasks=values["tasks"], data=values["data"], codec=values["codec"], restorer=values["restorer"],
-                training=training, seed=values["seed"], models=Path(folder), vlm=Path(folder), out=Path(folder) / "out",
+            trainer = train_model(
+                "rdo", parameters, photos=list(load_photos(ROOT / parameters.photos).train.values()), paired=None,
+                models=Path(folder), out=Path(folder) / "out",
             )  # fmt: skip
         codec = trainer.system.codec.to(memory_format=torch.channels_last).eval()
         return codec, [[(8 * len(d) / x[0].numel(), psnr(codec.decompress(d)[0], x)) for level in range(codec.levels)
@@ -122,9 +120,9 @@ def _float_activation(x):
 
 
 def cost_table(updates: int | None) -> tuple[str, str]:
-    values = params.load(ROOT / "params.yaml")
-    torch.set_num_threads(values["threads"])
-    (codec, exact), (other, plain) = (train(values, updates, index) for index in (True, False))
+    parameters = load(ROOT / "params.yaml")
+    torch.set_num_threads(parameters.threads)
+    (codec, exact), (_, plain) = (train(parameters, updates, exact) for exact in (True, False))
     rows = []
     for name, a, b in zip(photos(), plain, exact, strict=True):
         found = bd(*zip(*a, strict=True), *zip(*b, strict=True), names=("float", "exact"), unit="dB")

@@ -36,7 +36,7 @@ def forge(data: bytes, **changes) -> bytes:
     return body + struct.pack(">I", zlib.crc32(body))
 
 
-def indexes(files: list[bytes], draw: random.Random) -> dict[str, list[bytes]]:
+def kinds(files: list[bytes], draw: random.Random) -> dict[str, list[bytes]]:
     """Bad files by kind, each kind with what an accident or an attacker might do."""
 
     def some(make):
@@ -124,7 +124,7 @@ def main() -> None:
     model, draw, rows = load_model(), random.Random(0), []
     good = [model.compress(x, level) for x in photos().values() for level in (0, 2, 3.7)]
     with tempfile.TemporaryDirectory() as folder:
-        for index, cases in indexes(good, draw).items():
+        for kind, cases in kinds(good, draw).items():
             files = Path(folder, "cases.txt")
             files.write_text("\n".join(case.hex() for case in (good[0], *cases)))
             child = subprocess.run(
@@ -135,11 +135,11 @@ def main() -> None:
             bad.write_bytes(cases[-1])
             started = time.perf_counter()
             ran = subprocess.run(
-                [sys.executable, "-m", "llicm.cli.study", "decompress", str(bad), "-o", str(Path(folder, "bad.png"))],
+                [sys.executable, "-m", "llicm", "decompress", str(bad), "-o", str(Path(folder, "bad.png"))],
                 capture_output=True, text=True, cwd=ROOT,
             )  # fmt: skip
             rows.append({
-                "kind": index, "files": str(len(cases)), "refused": str(found["refused"]), "image": str(found["image"]),
+                "kind": kind, "files": str(len(cases)), "refused": str(found["refused"]), "image": str(found["image"]),
                 "anything else": str(found["other"]), "longest (ms)": f"{1000 * found.get('seconds', 0):.1f}",
                 "memory grew by (MB)": f"{found.get('megabytes', 0):.1f}", "exit code": str(ran.returncode),
                 "command (s)": f"{time.perf_counter() - started:.1f}",
