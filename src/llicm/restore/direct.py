@@ -88,10 +88,7 @@ class DirectRestorer(nn.Module):
 
     def __init__(self, width: int, blocks: Sequence[int], context: dict | None = None, level_conditioned: bool = False):
         super().__init__()
-        self.config = {
-            "name": "direct", "width": width, "blocks": list(blocks), "context": context,
-            "level_conditioned": level_conditioned,
-        }  # fmt: skip
+        self._size = {"width": width, "blocks": list(blocks), "context": context}
         self.level_conditioned = level_conditioned
         w1, w2, w3 = width, 2 * width, 4 * width
         self.level = nn.Linear(2, CONDITION)
@@ -124,6 +121,11 @@ class DirectRestorer(nn.Module):
         for head in (self.affine, self.residual, self.filter[-1], self.pivot):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
+
+    @property
+    def config(self) -> dict:
+        """Arguments that build this restorer again."""
+        return {"name": "direct", **self._size, "level_conditioned": self.level_conditioned}
 
     def forward(self, x: Tensor, level: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Restore a batch.
