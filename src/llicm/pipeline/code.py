@@ -90,7 +90,7 @@ def check_folders(parameters: Parameters, root: Path) -> None:
 
 
 def stages_of(parameters: Parameters) -> dict[str, tuple[str, list[str]]]:
-    """Stage -> its notebook, and the trained models whose parts it builds."""
+    """Stage -> its notebook, and the models whose parts it builds and the conventional codecs that it uses, by name."""
     every = list(parameters.models)
     vlm = [parameters.vlm.codec.partition("/")[0]]
     stages: dict[str, tuple[str, list[str]]] = {
@@ -100,22 +100,27 @@ def stages_of(parameters: Parameters) -> dict[str, tuple[str, list[str]]]:
         "release": ("6_release.ipynb", [parameters.release.model]),
     }
     stages |= {f"train@{name}": ("3_train.ipynb", [name]) for name in parameters.models}
-    groups = {name: [m for m in group.models if m != NONE] for name, group in parameters.benchmark.items()}
+    groups: dict[str, list[str]] = {name: [] for name in parameters.benchmark}
+    for method in parameters.methods:
+        groups[method.group] += sorted({*method.models, method.codec})
     return stages | {f"evaluate@{name}": ("4_evaluate.ipynb", models) for name, models in groups.items()}
 
 
-def _parts(parameters: Parameters, models: Iterable[str]) -> set[str]:
-    """Modules of the parts that these models build, or get from the models that they start from."""
+def _parts(parameters: Parameters, names: Iterable[str]) -> set[str]:
+    """Modules of these codecs, and of the parts that these models build or get from the models that they start from."""
     from llicm.registry import CODECS, RESTORERS  # loads torch
 
     found: set[str] = set()
-    queue, seen = list(models), set()
+    queue, seen = list(names), set()
     while queue:
         name = queue.pop()
         model: Model | None = parameters.models.get(name)
-        if model is None or name in seen:
+        if name in seen or name in (NONE, "vlm"):
             continue
         seen.add(name)
+        if model is None:  # a conventional codec; those of the package's own are in one module, which imports have
+            found |= {module for module in (CODECS.module_of(name),) if module}
+            continue
         queue += [file.partition("/")[0] for _, file in model.start]
         for registry, part in ((CODECS, model.codec), (RESTORERS, model.restorer)):
             if part is not None and (module := registry.module_of(part.name)):
