@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from llicm.provenance.lineage import git
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,43 +15,32 @@ SMOKE = "profiles/smoke/dvc.yaml"
 
 
 class Clone:
-    """A copy of what is, or would be, in git: the files of the work tree that git does not ignore.
+    """A repository with the files of this work tree that git does not ignore, and what its pipeline made of them."""
 
-    Args:
-        reduced: with the fewest arms, families and metrics that give every table and figure.
-    """
-
-    def __init__(self, folder: Path, reduced: bool = False):
+    def __init__(self, folder: Path):
         self.folder, self.profile = folder, folder / "profiles/smoke"
+
+    @classmethod
+    def of_the_work_tree(cls, folder: Path) -> "Clone":
+        """What is, or would be, in git, without results of the smoke profile."""
+        clone = cls(folder)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in set(filter(None, names.split("\0"))):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
+                shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
         for made in ("artifacts", "build", "executed", "results", "dvc.lock"):
-            path = self.profile / made
+            path = clone.profile / made
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if reduced:
-            self.reduce()
         subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-        subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+        clone.commit()
+        return clone
 
-    def reduce(self) -> None:
-        path = self.profile / "params.yaml"
-        yaml = YAML(typ="safe", pure=True)
-        values = yaml.load(path.read_text())
-        values["restorer_arms"], values["train_arms"] = ["restorer"], {"llicm": values["train_arms"]["llicm"]}
-        values["arms"] = {name: values["arms"][name] for name in ("codec", "restorer", "llicm")}
-        values["families"] = {name: values["families"][name] for name in ("raw", "webp", "rdo", "llicm")}
-        for family in values["families"].values():
-            family.pop("extra", None)
-        values["extra"], values["degrade"]["max_side"] = [], 128
-        values["evaluate"]["metrics"] = ["psnr", "ssim"]
-        values["vlm"]["recognise"] = {"side": 64, "severities": [0.5], "levels": [0]}
-        values["figures"] |= {"ablation": [], "steps": None, "side": 64}
-        with open(path, "w") as file:
-            yaml.dump(values, file)
+    def copy(self, folder: Path) -> "Clone":
+        """The same, results included, in another folder."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Clone(folder)
 
     def commit(self) -> None:
         author = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -74,16 +61,20 @@ class Clone:
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
         return result
 
-    def make(self) -> None:
-        """Run the smoke profile."""
+    def make(self) -> str:
+        """Run the smoke profile; what it printed to the console apart from results."""
         # all that is in git as a hash, from the store inside the repository: no network
         self.dvc("pull", "-q", *git(self.folder, "ls-files", "*.dvc").splitlines())
-        self.dvc("repro", SMOKE)
+        return self.dvc("repro", SMOKE).stderr
 
     def stale(self) -> dict:
         """Stages of the profile that are not up to date, with the reasons."""
         found = json.loads(self.dvc("status", "--json", SMOKE).stdout)
         return {address.rsplit(":", 1)[-1]: reasons for address, reasons in found.items()}
+
+    def write_code(self) -> None:
+        """Run the stage `code`, and no other."""
+        self.dvc("repro", "-s", f"{SMOKE}:code")
 
     @property
     def lock(self) -> bytes:

@@ -8,19 +8,19 @@ import shutil
 import pytest
 
 from llicm.errors import UserError
-from llicm.framework import load_part
 from llicm.model import load_model
 from llicm.pipeline.publish import PARTS, publish
+from llicm.weights import load_part
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def clone(small_clone, tmp_path):
-    """The small pipeline, from which nothing was published yet; the weights it had are put back afterwards."""
-    out = small_clone.folder / "init" / "published"
+@pytest.fixture(autouse=True)
+def _unpublished(clone, tmp_path):
+    """Nothing was published from this repository yet; the weights it had are put back afterwards."""
+    out = clone.folder / "init" / "published"
     out.rename(tmp_path / "published")
-    yield small_clone
+    yield
     shutil.rmtree(out, ignore_errors=True)
     (tmp_path / "published").rename(out)
 
@@ -41,7 +41,7 @@ def test_weights_cards_and_lineage(clone):
     assert load_model(out / "llicm.safetensors").conditioner is not None
     assert load_part("codec", out / "codec.safetensors").levels > 1
     lineage = json.loads((out / "lineage.json").read_text())
-    assert lineage["verified"] and {"codec@codec", "data.dvc"} <= {stage["stage"] for stage in lineage["stages"]}
+    assert lineage["verified"] and {"train@rdo", "data.dvc"} <= {stage["stage"] for stage in lineage["stages"]}
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     publish(clone.folder, "smoke")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
@@ -55,10 +55,10 @@ def test_weights_that_are_not_those_of_the_lock_file_stay_where_they_are(clone):
     try:
         weights.unlink()  # a link into DVC's cache, maybe
         weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        with pytest.raises(UserError, match="cannot be published.*models/separate/restorer"):
+        with pytest.raises(UserError, match="cannot be published.*models/restorer"):
             publish(clone.folder, "smoke")
         weights.unlink()
-        with pytest.raises(UserError, match="no such weights|cannot be published.*separate/restorer"):
+        with pytest.raises(UserError, match="no such weights|cannot be published.*models/restorer"):
             publish(clone.folder, "smoke")
     finally:
         weights.write_bytes(data)

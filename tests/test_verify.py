@@ -65,18 +65,18 @@ def test_every_input_in_dvc_is_fetched(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_comes_out_with_the_same_bytes_and_a_false_entry_is_told(small_clone, tmp_path, capfd):
+def test_a_study_comes_out_with_the_same_bytes_and_a_false_entry_is_told(clone, tmp_path, capfd):
     """One regeneration shows both: of all hashes in the commit one is false, and it alone is reported."""
-    path, text = small_clone.profile / "dvc.lock", small_clone.lock.decode()
+    path, text = clone.profile / "dvc.lock", clone.lock.decode()
     entry = text[text.index("path: artifacts/release") :]
     true = entry.split("md5: ")[1].split("\n")[0]
     false = ("0" if true[0] != "0" else "1") + true[1:]
     assert text.count(true) == 1
     path.write_text(text.replace(true, false))
-    small_clone.commit()
+    clone.commit()
     path.write_text(text)
     kept = tmp_path / "kept"
-    assert main(["--root", str(small_clone.folder), "--profile", "smoke", "--keep", str(kept)]) == 1
+    assert main(["--root", str(clone.folder), "--profile", "smoke", "--keep", str(kept)]) == 1
     out, err = capfd.readouterr()
     count = text.count("outs:")
     assert f"release                      profiles/smoke/artifacts/release\n  dvc.lock     {false}" in out
@@ -86,6 +86,6 @@ def test_a_study_comes_out_with_the_same_bytes_and_a_false_entry_is_told(small_c
     assert same == of - 1 and of > count
     assert "note: the last commit is verified, not what was changed since (profiles/smoke/dvc.lock)" in err
     assert err.count("Running stage") == text.count("cmd: ")
-    names = untrained(load(small_clone.profile / "params.yaml"))
-    rows = compare_numbers(kept, small_clone.profile / "results", names)
+    names = untrained(load(clone.profile / "params.yaml"))
+    rows = compare_numbers(kept, clone.profile / "results", names)
     assert findings(rows) == [] and all(row.largest == 0 for row in rows)
