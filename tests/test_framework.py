@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llicm.codec.mean_scale import make_codec
 from llicm.framework import LLICM
-from llicm.restore.direct import make_restorer
-from llicm.vlm.context import Context
+from llicm.images import quantize8
+from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.conditioner import Conditioner, Oracle
+from llicm.vlm.context import Context
 
 
 def picture(height, width):
@@ -18,7 +18,7 @@ def picture(height, width):
 @pytest.fixture(scope="module")
 def codec():
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=12, lambdas=[0.002, 0.007, 0.02, 0.07])
+    codec = CODECS.make("mean-scale", N=8, M=12, lambdas=[0.002, 0.007, 0.02, 0.07])
     codec.update()
     return codec.eval()
 
@@ -26,7 +26,7 @@ def codec():
 def listening(context):
     """A restorer that does something, and whose blocks listen to what they are told."""
     torch.manual_seed(0)
-    model = make_restorer("direct", width=8, blocks=[1, 1, 1], context=context, level_conditioned=True)
+    model = RESTORERS.make("direct", width=8, blocks=[1, 1, 1], context=context, level_conditioned=True)
     torch.nn.init.normal_(model.residual.weight, std=0.02)
     for film in (m.film for m in model.modules() if hasattr(m, "film")):
         torch.nn.init.normal_(film.weight)
@@ -48,7 +48,7 @@ def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
     assert torch.equal(system.decompress(data)[1], system.decompress(data, task="rainy")[1])
 
 
-def test_the_guide_sees_the_decoded_image_and_nothing_flows_back(codec):
+def test_the_conditioner_sees_the_decoded_image_and_nothing_flows_back(codec):
     class Spy(torch.nn.Module):
         def forward(self, decoded, hints=None):
             self.seen, self.hints = decoded, hints
@@ -59,10 +59,50 @@ def test_the_guide_sees_the_decoded_image_and_nothing_flows_back(codec):
     output = system(picture(64, 64)[None], torch.tensor([1.0]), ["noisy"])
     assert torch.equal(conditioner.seen, output.decoded) and conditioner.hints == ["noisy"]
     assert output.decoded.requires_grad and not conditioner.seen.requires_grad
-    assert system.conditioner is conditioner and not any("conditioner" in name for name in system.state_dict())
-    assert len(list(system.parameters())) == len(list(codec.parameters())) + len(list(restorer.parameters()))
+    output.enhanced.sum().backward()
+    assert codec.g_s[0].weight.grad is not None, "through the restorer the gradient does reach the codec"
+    codec.zero_grad(set_to_none=True)
+
+
+def test_every_part_is_a_module_of_the_system(codec, tiny_daclip):
+    restorer, prefilter = listening(None), listening(None)
+    conditioner = Conditioner(tiny_daclip, "windows")
+    system = LLICM(codec, restorer, conditioner, prefilter)
+    assert dict(system.named_children()) == {
+        "codec": codec, "restorer": restorer, "prefilter": prefilter, "conditioner": conditioner,
+    }  # fmt: skip
+    tensors = {id(value) for part in (codec, restorer, prefilter, conditioner) for value in part.parameters()}
+    assert {id(value) for value in system.parameters()} == tensors
+    assert dict(LLICM(None, None).named_children()) == {}
 
 
 def test_without_a_restorer_nobody_is_asked():
     x = picture(16, 16)[None]
     assert LLICM(None, None, Oracle(["noisy"])).enhance(x, None, [None]) is x
+
+
+def test_a_batch_goes_through_the_prefilter_as_computed_and_a_picture_in_8_bits():
+    prefilter = listening(None)
+    system, x = LLICM(None, None, prefilter=prefilter), picture(32, 48)
+    batch, image = system.prefiltered(x[None]), system.prefiltered(x)
+    assert torch.equal(batch, prefilter(x[None]).clamp(0, 1)) and not batch.requires_grad
+    assert torch.equal(image, quantize8(batch[0])) and not torch.equal(image, batch[0])
+    assert LLICM(None, None).prefiltered(x) is x
+
+
+def test_the_fork_gets_the_decoded_image_and_the_lambdas_of_the_levels(codec):
+    calls, level = [], torch.tensor([0.0, 3.0])
+
+    def fork(decoded, lmbda):
+        calls.append(lmbda)
+        return decoded + 1, decoded + 2
+
+    restorer = listening(None)
+    x = torch.stack([picture(64, 64), picture(64, 64)])
+    torch.manual_seed(0)
+    output = LLICM(codec, restorer)(x, level, fork=fork)
+    torch.manual_seed(0)
+    plain = LLICM(codec, restorer)(x, level)
+    assert torch.equal(calls[0], codec.lambdas(level)) and len(calls) == 1
+    assert torch.equal(output.decoded, plain.decoded + 1)
+    assert torch.allclose(output.enhanced, restorer(plain.decoded + 2, codec.relative_level(level)))

@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from llicm.codec.mean_scale import make_codec
 from llicm.errors import UserError
-from llicm.framework import LLICM, load_part, save_part
+from llicm.framework import LLICM
 from llicm.images import quantize8
 from llicm.model import PUBLISHED_MODEL, default_model, load_model, save_model
-from llicm.registry import make_restorer
+from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.conditioner import Conditioner, Oracle
+from llicm.weights import load_part, save_part
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,15 @@ def system(tiny_daclip, tmp_path_factory):
     """A whole system as the pipeline has it: parts that went through their files."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("parts")
-    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
+    codec = CODECS.make("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
     codec.update()
     model = copy.deepcopy(tiny_daclip)
     with torch.no_grad():
         for value in model.parameters():
             value.copy_(value.half().float())
     conditioner = Conditioner(model, "windows")
-    restorer = make_restorer(
-        "direct", width=8, blocks=[1, 1, 1], level_conditioned=True, context={"degradation": conditioner.width, "content": conditioner.width}
-    )
+    context = {"degradation": conditioner.width, "content": conditioner.width}
+    restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1], level_conditioned=True, context=context)
     with torch.no_grad():
         restorer.residual.weight.normal_(0, 0.1)
         restorer.steering["degradation"].weight.normal_(0, 3)
@@ -51,9 +50,9 @@ def test_the_prefilter_is_before_the_codec_and_in_the_file(system, x, tmp_path):
     data = filtered.compress(x, 1)
     given = quantize8(system.enhance(x[None])[0].clamp(0, 1))
     assert not torch.equal(given, quantize8(x)) and data == system.compress(given, 1) != system.compress(x, 1)
-    assert not {name for name in filtered.state_dict() if "prefilter" in name}, "it is frozen, and no part"
     save_model(filtered, tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
+    assert set(dict(again.named_children())) == {"codec", "restorer", "prefilter", "conditioner"}
     assert again.compress(x, 1) == data
     for ours, theirs in zip(filtered.decompress(data), system.decompress(data), strict=True):
         assert torch.equal(ours, theirs)
@@ -77,7 +76,7 @@ def test_the_text_tower_stays_behind_and_unknown_words_are_refused(system, x, tm
     save_model(system, tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         names = list(file.keys())
-    assert not [n for n in names if "token_embedding" in n or n.startswith("guide.clip.transformer")]
+    assert not [n for n in names if "token_embedding" in n or n.startswith("conditioner.clip.transformer")]
     again = load_model(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="foggy.*this model knows motion-blurry"):
         again.decompress(again.compress(x, 1), "foggy")
@@ -106,14 +105,39 @@ def test_damaged_and_foreign_files_are_named(system, tmp_path):
     save_model(system, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="model.safetensors: not a model of this project"):
+    with pytest.raises(UserError, match="model.safetensors: not a weight file of this project"):
         load_model(path)
     save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match="not a model of this project"):
+    with pytest.raises(UserError, match="model.safetensors: not a weight file of this project"):
+        load_model(path)
+    save_part(system.codec, path)
+    with pytest.raises(UserError, match="model.safetensors: not a model of this project"):
         load_model(path)
     save_file({"a": torch.zeros(2)}, path, metadata={"config": json.dumps({"format": 99})})
-    with pytest.raises(UserError, match="format 99, but this program reads 2"):
+    with pytest.raises(UserError, match="format 99, but this program reads 3"):
         load_model(path)
+
+
+def test_a_file_of_the_first_edition_is_the_same_model(system, x, tmp_path):
+    """Format 2: the conditioner was a guide, and a restorer's level its code."""
+    path = tmp_path / "model.safetensors"
+    save_model(system, path)
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    config |= {"format": 2, "guide": config.pop("conditioner")}
+    config["restorer"]["coded"] = config["restorer"].pop("level_conditioned")
+    names = {
+        name: name.replace("conditioner.", "guide.").replace("restorer.level.", "restorer.code.") for name in state
+    }
+    assert len([name for name, old in names.items() if name != old]) > 10 and "restorer.code.weight" in names.values()
+    old = tmp_path / "old.safetensors"
+    save_file({names[name]: value for name, value in state.items()}, old, metadata={"config": json.dumps(config)})
+    again = load_model(old)
+    assert again.restorer.level_conditioned
+    data = system.compress(x, 1)
+    for ours, theirs in zip(load_model(path).decompress(data), again.decompress(data), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_the_default_model_is_that_of_the_working_folder_first(tmp_path, monkeypatch):

@@ -6,17 +6,16 @@ import copy
 import pytest
 import torch
 
+from llicm.errors import UserError
 from llicm.integer import IntegerConv
-from llicm.codec.mean_scale import make_codec
-from llicm.framework import load_part, save_part
-from llicm.weights import pack, round_parameters, unpack
-from llicm.registry import make_restorer
+from llicm.registry import CODECS, RESTORERS
+from llicm.weights import load_part, pack, read, round_parameters, save_part, unpack, write
 
 
 @pytest.fixture
 def codec():
     torch.manual_seed(0)
-    codec = make_codec("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
+    codec = CODECS.make("mean-scale", N=8, M=24, lambdas=[0.002, 0.02])
     with torch.no_grad():
         for value in codec.parameters():
             value.add_(0.05 * torch.randn_like(value))
@@ -84,7 +83,7 @@ def test_channels_of_zeros_and_of_tiny_weights():
 
 def test_a_saved_restorer_is_the_rounded_one(tmp_path):
     torch.manual_seed(0)
-    restorer = make_restorer("direct", width=8, blocks=[1, 1, 1])
+    restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1])
     with torch.no_grad():
         restorer.residual.weight.normal_(0, 0.1)
     rounded = copy.deepcopy(restorer)
@@ -100,3 +99,38 @@ def test_a_saved_restorer_is_the_rounded_one(tmp_path):
 def test_files_of_floats_are_read_as_they_are(codec):
     state = codec.state_dict()
     assert all(value is state[name] for name, value in unpack(state).items())
+
+
+def test_a_file_holds_tensors_and_their_configuration(tmp_path, codec):
+    path = tmp_path / "folder" / "some.safetensors"
+    write(path, {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.int32)}, {"name": "x", "width": 3})
+    state, config = read(path)
+    assert config == {"name": "x", "width": 3} and set(state) == {"a", "b"}
+    assert torch.equal(state["b"], torch.arange(3.0)) and state["a"].dtype == torch.int32
+    first = path.read_bytes()
+    write(path, {"a": torch.ones(2, dtype=torch.int32), "b": torch.arange(3.0)}, {"width": 3, "name": "x"})
+    assert path.read_bytes() == first
+
+
+def test_a_part_goes_by_what_its_file_says(tmp_path):
+    path = tmp_path / "restorer.safetensors"
+    restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1])
+    restorer.level_conditioned = True  # training finds that out
+    save_part(restorer, path)
+    assert read(path)[1] == restorer.config and load_part("restorer", path).level_conditioned
+    assert load_part("prefilter", path).config == restorer.config
+    with pytest.raises(UserError, match="codec 'direct' is unknown"):
+        load_part("codec", path)
+
+
+def test_a_restorer_of_the_first_edition_is_read(tmp_path):
+    torch.manual_seed(0)
+    restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1], level_conditioned=True)
+    torch.nn.init.normal_(restorer.level.weight)
+    config = restorer.config
+    config["coded"] = config.pop("level_conditioned")
+    state = {name.replace("level.", "code."): value for name, value in restorer.state_dict().items()}
+    assert {"code.weight", "code.bias"} <= set(state)
+    write(tmp_path / "old.safetensors", state, config)
+    again = load_part("restorer", tmp_path / "old.safetensors")
+    assert again.level_conditioned and torch.equal(again.level.weight, restorer.level.weight)
