@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model repro test lab readme report smoke bench safety exactness rate clean verify
+.PHONY: help setup data model repro test check lab readme report smoke bench safety exactness rate clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -42,10 +42,21 @@ repro: data model ## run the default study (whatever is not up to date); goes on
 verify: $(READY) ## regenerate the last commit's study from scratch in a temporary clone and compare all hashes (PROFILE=smoke: a profile's)
 	.venv/bin/python -m llicm.provenance.verify $(if $(PROFILE),--profile "$(PROFILE)") $(if $(KEEP),--keep "$(KEEP)")
 
-test: data ## lint, unit tests, and the whole pipeline on the smoke profile
+define LINT
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m mypy
+endef
+# two processes of one thread each
+PYTEST := .venv/bin/python -m pytest -n 2
+
+test: data model ## lint, types, and all tests, among them the whole pipeline on the smoke profile (some 10 minutes)
+	$(LINT)
+	$(PYTEST)
+
+check: data model ## lint, types, and the quick tests (two minutes)
+	$(LINT)
+	$(PYTEST) -m "not slow"
 
 lab: data ## open JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks
