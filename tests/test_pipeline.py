@@ -7,7 +7,6 @@ processor sums in another order. That all stages repeat: tests/test_verify.py.
 
 import json
 import re
-from collections import Counter
 
 import nbformat
 import pytest
@@ -27,11 +26,15 @@ pytestmark = pytest.mark.slow
 
 
 def test_at_most_twelve_stages_were_run_and_nothing_warned(clone, smoke_run):
-    assert set(Counter(re.findall(r"^  ([\w@-]+):$", clone.lock.decode(), re.M))) == STAGES
+    assert set(re.findall(r"^  ([\w@-]+):$", clone.lock.decode(), re.M)) == STAGES
     assert len(STAGES) <= 12
-    progress = re.compile(r"\d+%\||^\{\"phase\"|^model \w+: trains|^loading and degrading took|^\s*$")
-    lines = [line for line in smoke_run[1].replace("\r", "\n").splitlines() if not progress.search(line)]
-    assert lines == []
+    expected = (
+        r"\d+%\|", r"\{\"phase\"", r"model \w+: trains", "loading and degrading took", r"\s*$",
+        # DVC itself says of the reference, which is not compressed, that it has no bitstreams
+        r"WARNING: 'profiles/smoke/artifacts/bitstreams/raw' is empty\.$",
+    )  # fmt: skip
+    lines = smoke_run[1].replace("\r", "\n").splitlines()
+    assert [line for line in lines if not re.match(rf"\s*({'|'.join(expected)})", line)] == []
 
 
 def test_everything_is_made(clone):
