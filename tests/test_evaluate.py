@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llicm.benchmark.evaluate import Plan, evaluate_family
+from llicm.benchmark.evaluate import Plan, evaluate_group
 from llicm.data.pairs import read_pairs, write_pairs
 from llicm.errors import UserError
+from llicm.methods import Method
 
 METRICS = ("psnr", "ms_ssim", "gmsd", "piqe")
 
@@ -25,27 +26,30 @@ def pairs(tmp_path_factory):
     return root
 
 
+JPEG = Method("jpeg", "photos", "baseline", "jpeg", False, None, None, (10, 60))
+
+
 def plan(root, name, metrics=METRICS):
-    spec = {"codec": "jpeg", "models": "none", "methods": {"jpeg": "alone"}, "levels": [10, 60]}
-    return Plan("jpeg", spec, root, root / "no_vlm", metrics, root / "no_fit.mat", root / name)
+    return Plan([JPEG], root / "no_models", metrics, root / "no_fit.mat", root / name)
 
 
 @pytest.mark.slow
 def test_values_do_not_depend_on_the_number_of_processes(pairs):
-    one, two = (evaluate_family(plan(pairs, f"streams{n}"), pairs, ["noisy"], n) for n in (1, 2))
+    one, two = (evaluate_group(plan(pairs, f"streams{n}"), pairs, ["noisy"], n) for n in (1, 2))
     assert one == two
     assert len(one) == 2 * 2 * (len(METRICS) + 1)  # and what is kept of the noise
     for row in one:
         stream = pairs / "streams1" / "noisy" / row["image"] / f"jpeg@{row['level']}"
         assert row["bytes"] == stream.stat().st_size and row["bpp"] == 8 * row["bytes"] / (176 * 200)
         assert stream.read_bytes()[:2] == b"\xff\xd8"  # the real file
+        assert (row["method"], row["family"], row["order"]) == ("jpeg", "photos", "alone")
 
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(pairs, tmp_path, monkeypatch):
-    whole = evaluate_family(plan(pairs, "streams"), pairs, ["noisy"], 1)
+    whole = evaluate_group(plan(pairs, "streams"), pairs, ["noisy"], 1)
     kept = replace(plan(pairs, "kept"), keep=tmp_path / "keep", streams=tmp_path / "streams")
-    assert evaluate_family(kept, pairs, ["noisy"], 1, tmp_path / "timing.csv") == whole
+    assert evaluate_group(kept, pairs, ["noisy"], 1, timing=tmp_path / "timing.csv") == whole
     streams = {path.relative_to(kept.streams): path.read_bytes() for path in kept.streams.rglob("jpeg@*")}
     assert len(streams) == 4
     numbers = json.loads((tmp_path / "timing.json").read_text())
@@ -54,7 +58,7 @@ def test_an_interrupted_evaluation_goes_on(pairs, tmp_path, monkeypatch):
     values = tmp_path / "keep" / "noisy" / "a" / "values.json"
     values.write_text(values.read_text().replace('"value": ', '"value": 1'))
     (tmp_path / "keep" / "noisy" / "b" / "values.json").unlink()
-    resumed = evaluate_family(kept, pairs, ["noisy"], 1)
+    resumed = evaluate_group(kept, pairs, ["noisy"], 1)
     differing = {row["image"] for row, old in zip(resumed, whole, strict=True) if row != old}
     assert differing == {"a"}
     assert {path.relative_to(kept.streams): path.read_bytes() for path in kept.streams.rglob("jpeg@*")} == streams
@@ -64,8 +68,8 @@ def test_an_interrupted_evaluation_goes_on(pairs, tmp_path, monkeypatch):
 def test_further_sets_have_metrics_of_their_own(pairs, tmp_path):
     photos = {pair.name: pair.ideal for pair in read_pairs(pairs, "val", "noisy")}
     write_pairs(photos, pairs, ["noisy@0.2", "clean"], 0.5, 0, "val", None)
-    more = replace(plan(pairs, "more"), extra=("psnr",), streams=tmp_path / "streams")
-    rows = evaluate_family(more, pairs, ["noisy"], 1, extra=["clean", "noisy@0.2"])
+    more = replace(plan(pairs, "more"), extra_metrics=("psnr",), streams=tmp_path / "streams")
+    rows = evaluate_group(more, pairs, ["noisy"], 1, extra=["clean", "noisy@0.2"])
     assert {(row["task"], row["metric"]) for row in rows} == {
         *(("noisy", metric) for metric in (*METRICS, "kept")), ("clean", "psnr"), ("noisy@0.2", "psnr"),
         ("noisy@0.2", "kept"),
@@ -74,21 +78,31 @@ def test_further_sets_have_metrics_of_their_own(pairs, tmp_path):
     assert values["clean"] > values["noisy@0.2"] > values["noisy"]
 
 
+@pytest.mark.slow
+def test_the_methods_of_a_group_in_their_order_on_some_of_the_images(pairs, tmp_path):
+    webp = replace(JPEG, name="webp", codec="webp", levels=(50,))
+    both = replace(plan(pairs, "both", ("psnr",)), methods=[webp, JPEG], streams=tmp_path / "streams")
+    rows = evaluate_group(both, pairs, ["noisy"], 1, images=1)
+    psnr = [(row["method"], row["image"], row["level"]) for row in rows if row["metric"] == "psnr"]
+    assert psnr == [("webp", "a", 50), ("jpeg", "a", 10), ("jpeg", "a", 60)]
+
+
 def test_missing_pairs_are_named(pairs):
     with pytest.raises(UserError, match="hazy"):
-        evaluate_family(plan(pairs, "streams"), pairs, ["hazy"], 1)
+        evaluate_group(plan(pairs, "streams"), pairs, ["hazy"], 1)
 
 
 WITH_FID = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from llicm.benchmark.evaluate import Plan, evaluate_family
+from llicm.benchmark.evaluate import Plan, evaluate_group
+from llicm.methods import Method
 root, weights, out = map(Path, sys.argv[1:])
-spec = {"codec": "jpeg", "models": "none", "methods": {"jpeg": "alone"}, "levels": [5, 95]}
-plan = Plan("jpeg", spec, root, root / "no_vlm", ("psnr", "fid"), root / "no_fit.mat", out / "streams", weights)
+jpeg = Method("jpeg", "jpeg", "baseline", "jpeg", False, None, None, (5, 95))
+plan = Plan([jpeg], root, ("psnr", "fid"), root / "no_fit.mat", out / "streams", weights=weights)
 if __name__ == "__main__":
-    rows = evaluate_family(replace(plan, keep=out / "keep"), root, ["noisy"], 1)
+    rows = evaluate_group(replace(plan, keep=out / "keep"), root, ["noisy"], 1)
     print([(row["image"], row["level"], row["value"]) for row in rows if row["metric"] == "fid"])
 """
 

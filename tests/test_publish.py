@@ -39,7 +39,7 @@ def test_weights_cards_and_lineage(clone):
         assert "license: apache-2.0" in card.split("---")[1]
         assert "None" not in card and "nan" not in card and "{{" not in card
     assert load_model(out / "llicm.safetensors").conditioner is not None
-    assert load_part("codec", out / "codec.safetensors").levels > 1
+    assert load_part("codec", out / "rdo.safetensors").levels > 1
     lineage = json.loads((out / "lineage.json").read_text())
     assert lineage["verified"] and {"train@rdo", "data.dvc"} <= {stage["stage"] for stage in lineage["stages"]}
     first = {path.name: path.read_bytes() for path in out.iterdir()}
