@@ -142,14 +142,14 @@ def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):
 
     codec = load_part("codec", repository / "artifacts/models/a/codec.safetensors")
     file = tmp_path / "photo.llicm"
-    file.write_bytes(codec.encode(torch.rand(3, 64, 64), 1))
+    file.write_bytes(codec.compress(torch.rand(3, 64, 64), 1))
     found = trace(file, repository, model_of)
     assert [stage["stage"] for stage in found.stages] == ["train@a", "data.dvc"]
     assert found.links[0] == ("photo.llicm", "artifacts/models/a/codec.safetensors", "train@a")
     with torch.no_grad():
         codec.log_gain += 0.01
     codec.update()
-    file.write_bytes(codec.encode(torch.rand(3, 64, 64), 1))
+    file.write_bytes(codec.compress(torch.rand(3, 64, 64), 1))
     with pytest.raises(UserError, match="written by model [0-9a-f]{8}, which is none of this repository's"):
         trace(file, repository, model_of)
     with pytest.raises(UserError, match="photo.llicm: no stage of the pipeline made it"):

@@ -352,7 +352,8 @@ class Parameters(_Group):
                 raise UserError(f"'benchmark.{name}.models' is {group.models}, but its methods use {sorted(used)}")
         names = {method.name for method in methods}
         compared = (name for pair in self.figures.comparisons.values() for name in pair)
-        for name in [self.figures.test, self.figures.decoded, *self.figures.curves, *compared]:
+        shown = (self.figures.test, self.figures.decoded, *self.figures.curves, *self.figures.anchors)
+        for name in (*shown, *compared):
             if name not in names | {"strongest"}:
                 raise UserError(f"'figures' names the method '{name}', which is none of `benchmark`")
         return self
@@ -403,7 +404,7 @@ def validate(values: Any, path: str | os.PathLike = "params.yaml") -> Parameters
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error, values)}") from None
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {str(error).removeprefix('params.yaml: ')}") from None
 
 
 def part_of(values: Mapping[str, Any]) -> Parameters:
@@ -412,11 +413,12 @@ def part_of(values: Mapping[str, Any]) -> Parameters:
     Raises:
         UserError: see `validate`.
     """
-    types = Parameters.__annotations__
-    try:
-        groups: dict[str, Any] = {name: TypeAdapter(types[name]).validate_python(v) for name, v in values.items()}
-    except ValidationError as error:
-        raise UserError(f"params.yaml: {_sentence(error, dict(values))}") from None
+    groups: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            groups[name] = TypeAdapter(Parameters.__annotations__[name]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"params.yaml: {_sentence(error, dict(values), name)}") from None
     return Parameters.model_construct(set(groups), **groups)
 
 
@@ -466,15 +468,18 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.removesuffix("."), values
 
 
-def _sentence(error: ValidationError, values: dict) -> str:
+def _sentence(error: ValidationError, values: dict, group: str | None = None) -> str:
+    """What is wrong, in one sentence; `group` is the entry of params.yaml that was checked alone."""
     # a misspelt name also shows up as a missing one: report the misspelling
     order = {"extra_forbidden": 0, "missing": 2}
     first = min(error.errors(), key=lambda e: (order.get(e["type"], 1), [str(part) for part in e["loc"]]))
     # pydantic puts the alternatives of a union into the place
-    parts = [str(part) for part in first["loc"] if not str(part).startswith(("list[", "dict[", "function-"))]
+    unions = ("list[", "dict[", "function-", "constrained-", "[")
+    loc = [str(part) for part in (*([group] if group else []), *first["loc"])]
+    parts = [part for part in loc if not part.startswith(unions)]
     name, known = ".".join(parts), describe()
     meaning = known.get(name) or known.get(_starred(parts)) or ""
-    about = f" ({meaning.strip().rstrip('.')})" if meaning else ""
+    about = f" ({' '.join(meaning.split()).rstrip('.')})" if meaning else ""
     if first["type"] == "extra_forbidden":
         there = [n for n, _ in _names(values)] + [n for n in known if "*" not in n]
         close = difflib.get_close_matches(name, [n for n in there if n != name], n=1, cutoff=0.7)

@@ -105,11 +105,13 @@ class _Restorer:
 
     network: Any
     conditioner: Conditioner | Oracle | None
+    steps: int | None
+    """The network's own number, of a diffusion restorer."""
 
     def __call__(self, image: Tensor, level: float | None, task: str | None, steps: int | None) -> Tensor:
         """An image (3, H, W) restored, in [0, 1]; only an oracle hears of the true task."""
-        if steps is not None:  # methods of a group share one restorer
-            self.network.steps = steps
+        if self.steps is not None:  # methods of a group share one network, each with steps of its own
+            self.network.steps = steps or self.steps
         hint = task if isinstance(self.conditioner, Oracle) else None
         relative = None if level is None else torch.tensor([level])
         return LLICM(None, self.network, self.conditioner).enhance(image[None], relative, [hint])[0].clamp(0, 1)
@@ -206,7 +208,8 @@ def load_runners(methods: Sequence[Method], models: Path) -> list[Runner]:
     def restorer(path: Path) -> _Restorer:
         if path not in restorers:
             network = load_part("restorer", path)
-            restorers[path] = _Restorer(network, conditioner_for(network, models / "vlm"))
+            conditioner = conditioner_for(network, models / "vlm")
+            restorers[path] = _Restorer(network, conditioner, getattr(network, "steps", None))
         return restorers[path]
 
     def runner(method: Method) -> Runner:
