@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
-sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is installed
+if __name__ == "__main__":
+    sys.path[0] = str(SOURCE)  # import this checkout, whatever is installed
 
 import ast  # noqa: E402
 import functools  # noqa: E402

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
-sys.path[0] = str(SOURCE)  # run as a script: import this checkout, whatever is installed
+if __name__ == "__main__":
+    sys.path[0] = str(SOURCE)  # import this checkout, whatever is installed
 
 # jsonschema, which nbformat uses, then does without checking IRIs, of which a notebook has none: to build the grammar
 # takes longer than all else that the runner imports
