@@ -432,3 +432,9 @@ def test_normalising_removes_what_differs_between_runs():
     assert "at 0x0" in first
     assert "AAAA" in first
     assert json.loads(first)["metadata"]["llicm"] == {"stage": "s"}
+
+
+def test_to_import_the_runner_leaves_the_import_path_alone():
+    """As scripts, runner and code stage put their own checkout first."""
+    program = "import sys\nbefore = list(sys.path)\nimport llicm.pipeline.run, llicm.pipeline.code\n"
+    subprocess.run([sys.executable, "-c", program + "assert sys.path == before"], cwd=ROOT / "tests", check=True)
