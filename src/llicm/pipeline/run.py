@@ -183,7 +183,8 @@ def _environment(values: dict) -> dict[str, str]:
         "MALLOC_TOP_PAD_": str(256 << 20),
         "TQDM_MININTERVAL": "1" if sys.stderr.isatty() else "30",
         "TQDM_NCOLS": "100",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # progress is text here, not a widget
+        # progress is text here, not a widget; pyiqa's NIQE meets flat blocks and says so once a process
+        "PYTHONWARNINGS": "ignore:IProgress not found,ignore:cov()",
     }
     if "threads" in values:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
