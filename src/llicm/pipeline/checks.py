@@ -81,7 +81,10 @@ def _figures(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding("figures", "figures", "its inputs on disk", "some are absent", FETCH)
         return
     with tempfile.TemporaryDirectory(prefix="llicm-audit-") as folder:
-        work, again = Path(folder), f"run `dvc repro -f {stage.name}`"
+        again = f"run `dvc repro -f {stage.name}`"
+        work = Path(folder) / stage.folder.relative_to(pipeline.root)  # in a repository whose documents pages link to
+        work.mkdir(parents=True, exist_ok=True)
+        Path(folder, "docs").symlink_to(pipeline.root / "docs")
         for path in stage.deps:
             if path.is_relative_to(stage.folder) and not path.is_relative_to(stage.folder / "src"):
                 place = work / path.relative_to(stage.folder)
