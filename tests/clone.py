@@ -8,10 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llicm.provenance.lineage import git
+from llicm.provenance.git import git
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "profiles/smoke/dvc.yaml"
+
+
+def unaskable(how: str, folder: Path, monkeypatch) -> None:
+    """Make git say nothing of a repository: it "refuses", is "not installed", or there is "no repository"."""
+    if how == "no repository":
+        shutil.rmtree(folder / ".git")
+        return
+    fake = folder.parent / f"{folder.name}-bin"
+    fake.mkdir()
+    if how == "refuses":
+        (fake / "git").write_text("#!/bin/sh\necho 'fatal: detected dubious ownership in repository' >&2\nexit 128\n")
+        (fake / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}" if how == "refuses" else str(fake))
 
 
 class Clone:

@@ -325,8 +325,30 @@ def test_what_git_knows_must_be_there(study, tmp_path):
     with pytest.raises(UserError, match="results/notes.md: not there, but in git"):
         export_crate(study, tmp_path / "crate")
     shutil.rmtree(study / ".git")
-    with pytest.raises(UserError, match="no commit there"):
+    with pytest.raises(UserError, match=r"git cannot be asked \(not a git repository"):
         export_crate(study, tmp_path / "crate")
+
+
+def test_from_a_fresh_clone_also_with_links(study, tmp_path):
+    """A link in git stands for the file or the folder that it leads to; one to what is not fetched is left out."""
+    for name, target in {
+        "results/latest": "figures", "results/readme.md": "../README.md", "results/weights": "../artifacts/release",
+        "docs/again": "../results/latest",
+    }.items():  # fmt: skip
+        (study / name).parent.mkdir(exist_ok=True)
+        (study / name).symlink_to(target)
+    commit(study)
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(study), str(clone)], check=True)
+    inside = files(export_crate(clone, tmp_path / "crate"))
+    assert inside["results/latest/1 @0.2.png"] == inside["docs/again/1 @0.2.png"] == b"pixels"
+    assert inside["results/readme.md"] == b"# A study" and not any("weights" in name for name in inside)
+    assert not any(path.is_symlink() for path in (tmp_path / "crate").rglob("*"))
+    assert files(export_crate(clone, tmp_path / "crate.zip").parent / "crate") == inside
+    (clone / "results/secret").symlink_to(tmp_path)
+    commit(clone)
+    with pytest.raises(UserError, match=f"results/secret: a link to {tmp_path}, outside of the repository"):
+        export_crate(clone, tmp_path / "other")
 
 
 def test_photos_without_a_licence_stay_at_home(study, tmp_path):

@@ -19,7 +19,8 @@ from llicm.errors import UserError
 from llicm.files import atomic_folder
 from llicm.methods import NONE
 from llicm.parameters import Objective, Parameters, load
-from llicm.provenance.lineage import Pipeline, Stage, git, trace
+from llicm.provenance.git import head
+from llicm.provenance.lineage import Pipeline, Stage, trace
 from llicm.report.comparisons import budgets, restoration
 
 __all__ = ["PARTS", "publish"]
@@ -111,7 +112,7 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Para
         batch=training.batch, crop=training.crop, lr=training.lr,
         loss=_loss(params.objectives[model.objective]),
         machine=machine,
-        profile=profile, commit=git(pipeline.root, "rev-parse", "HEAD") or "not in git",
+        profile=profile, commit=(head(pipeline.root) or ("not in git",))[0],
         measured=_measured(name, records, params), stage=stage.name,
     )  # fmt: skip
     return str(card)

@@ -32,7 +32,6 @@ import platform  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
-import subprocess  # noqa: E402
 import time  # noqa: E402
 from importlib import metadata  # noqa: E402
 from typing import Any, TextIO  # noqa: E402
@@ -41,6 +40,7 @@ import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
+from llicm.provenance.git import GitError, git  # noqa: E402
 from llicm.provenance.lineage import nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
@@ -271,9 +271,10 @@ def _hash_outs(stage, source: str, target: Path) -> dict[str, str]:
 
 
 def _host(seconds: float, started: float) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    try:
+        commit = git(Path(), "rev-parse", "--verify", "-q", "HEAD")
+    except GitError:
+        commit = ""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(seconds, 1),

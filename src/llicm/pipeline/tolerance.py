@@ -17,7 +17,7 @@ from llicm.benchmark.records import read_records
 from llicm.errors import UserError
 from llicm.parameters import Parameters, load
 from llicm.provenance.audit import Finding
-from llicm.provenance.lineage import committed
+from llicm.provenance.git import committed
 
 FILES = ("records.parquet", "metrics.json")
 

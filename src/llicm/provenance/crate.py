@@ -26,7 +26,8 @@ from rocrate.rocrate import ROCrate
 from llicm import __version__
 from llicm.errors import UserError
 from llicm.files import atomic_folder, atomic_path
-from llicm.provenance.lineage import Pipeline, Stage, git, members, stage_texts
+from llicm.provenance.git import ask, head, names
+from llicm.provenance.lineage import Pipeline, Stage, members, stage_texts
 
 METADATA = "ro-crate-metadata.json"
 PROJECT = "#llicm"  # who publishes the crate: no person is known
@@ -146,6 +147,25 @@ def _verify(pipeline: Pipeline) -> None:
         )
 
 
+def _tracked(root: Path, places: Iterable[Path]) -> set[Path]:
+    """The files of git below these places. A crate has no links: one stands for the file, or those in the folder, that
+    it leads to; one to what was not fetched or made is left out."""
+    found: set[Path] = set()
+    for path in (root / name for name in names(root, "ls-files", "-z", "--", *map(str, places))):
+        if not path.is_symlink():
+            found.add(path)
+            continue
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            raise UserError(f"{path}: a link to {target}, outside of the repository; put a copy there, and commit it.")
+        if target.is_dir():
+            inside = (root / name for name in names(root, "ls-files", "-z", "--", str(target)))
+            found |= {path / file.relative_to(target) for file in inside if file.is_file() and not file.is_symlink()}
+        elif target.is_file():
+            found.add(path)
+    return found
+
+
 def _zip(folder: Path, file: Path) -> None:
     """Pack a folder; names in order and no dates, so that the bytes depend on the files alone."""
     names = {path.relative_to(folder).as_posix() + "/" * path.is_dir(): path for path in folder.rglob("*")}
@@ -176,9 +196,10 @@ class _Study:
         self.runs = {stage.name: stage.run or {} for stage in self.stages}
         self.locked = {path: md5 for stage in pipeline.own for path, md5 in (stage.deps | stage.outs).items()}
         self.sizes = {path: size for stage in pipeline.own for path, size in stage.sizes.items()}
-        self.commit, _, self.date = git(pipeline.root, "log", "-1", "--format=%H %cI").partition(" ")
-        if not self.commit:
+        last = head(pipeline.root, "%cI")
+        if last is None:
             raise UserError(f"{pipeline.root}: no commit there; the crate names the one that it is of: commit first.")
+        self.commit, self.date = last
         self.crate = ROCrate(version="1.1")
         self.crate.metadata.extra_terms.update(TERMS)
         self.refs: dict[Path, dict[str, str]] = {}
@@ -237,9 +258,8 @@ class _Study:
         """All files that are shipped."""
         self.places = [*(self.root / name for name in COMMON), *(self.folder / name for name in OWN)]
         self.places += [*(stage.lock for stage in self.sources), *filter(None, self.tools.values())]
-        listed = git(self.root, "ls-files", "-z", "--", *map(str, self.places))
-        self.shipped = {self.root / name for name in listed.split("\0") if name}
-        changed = git(self.root, "status", "--porcelain", "-uno", "--", *map(str, self.places))
+        self.shipped = _tracked(self.root, self.places)
+        changed = ask(self.root, "status", "--porcelain=v1", "-z", "-uno", "--", *map(str, self.places))
         # Code may have run that git does not know.
         used = {path for stage in self.stages for path in self._code(stage) if self._ours(path)}
         used = {file for path in used for file in ([path] if path.is_file() else members(path))}

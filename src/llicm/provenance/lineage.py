@@ -12,7 +12,6 @@ A stage may name its code by a *manifest*: an input in JSON such as ``{"modules"
 import hashlib
 import json
 import os
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llicm.errors import UserError
+from llicm.provenance.git import CUT, GitError, ask, boundary, bringer, head
 
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
 CHANGED, ABSENT, SAME = "changed", "absent", "ok"
@@ -48,7 +48,8 @@ def digest(path: str | os.PathLike) -> str | None:
 def members(folder: Path) -> Iterator[Path]:
     """The files below a folder that DVC counts, in no order."""
     for file in folder.rglob("*"):
-        if file.is_file() and not SKIP & set(file.parts) and file.suffix != ".pyc" and file.name != ".gitignore":
+        inside = file.relative_to(folder).parts[:-1]
+        if file.is_file() and not SKIP & set(inside) and file.suffix != ".pyc" and file.name != ".gitignore":
             yield file
 
 
@@ -149,11 +150,14 @@ class Pipeline:
             raise UserError(f"{self.folder / 'dvc.lock'}: no such file; run `dvc repro` there first.")
         sources = sorted([*self.root.glob("*.dvc"), *self.root.glob("init/*.dvc")])
         locks = [self.root / "dvc.lock", *sorted(self.root.glob("profiles/*/dvc.lock"))]
-        self.stages = [_stage(path.name, path, read_yaml(path)) for path in sources if path.is_file()]
-        for lock in filter(Path.is_file, locks):
-            entries = read_yaml(lock).get("stages") or {}
-            self.stages += [_stage(name, lock, entry) for name, entry in entries.items()]
+        files = filter(Path.is_file, [*sources, *locks])
+        self.stages = [stage for file in files for stage in stages_in(file)]
         self._hashes: dict[Path, str | None] = {}
+
+    @cached_property
+    def boundary(self) -> set[str]:
+        """See :func:`llicm.provenance.git.boundary`."""
+        return boundary(self.root)
 
     @property
     def own(self) -> list[Stage]:
@@ -270,14 +274,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_yaml(path: Path, text: bytes | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the text that it had.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        found = YAML(typ="safe", pure=True).load((path.read_bytes() if text is None else text).decode())
     except (YAMLError, UnicodeDecodeError) as error:
         problem = getattr(error, "problem", None) or "not a text file"
         raise UserError(f"{path}: damaged ({problem}); restore it with `git checkout {path.name}`.") from None
@@ -288,6 +292,17 @@ def stage_texts(folder: Path) -> dict[str, str]:
     """Name of a stage, or of the group made by `foreach`, -> its description in the folder's dvc.yaml."""
     entries = (read_yaml(folder / "dvc.yaml").get("stages") or {}).items()
     return {name: text for name, entry in entries if (text := (entry.get("do") or entry).get("desc"))}
+
+
+def stages_in(file: Path, text: bytes | None = None) -> list[Stage]:
+    """The stages of a lock file, or the one of a ``.dvc`` file, as they are or as a text has them that the file had.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    held = read_yaml(file, text)
+    entries = {file.name: held} if file.suffix == ".dvc" else held.get("stages") or {}
+    return [_stage(name, file, entry) for name, entry in entries.items()]
 
 
 def _stage(name: str, lock: Path, entry: dict[str, Any]) -> Stage:
@@ -313,7 +328,7 @@ class Lineage:
         stages: one dictionary a stage, the one that made the artefact first; see `trace`.
         links: (stage, input, stage that made the input), by name.
         findings: sentences about everything on disk that differs from the lock, one a cause.
-        git: commit of the working tree, its date, and whether the tree is clean.
+        git: commit of the working tree, its date, whether the tree is clean, and the problem if git cannot be asked.
     """
 
     artefact: str
@@ -338,11 +353,7 @@ class Lineage:
         makers = {(stage, path): maker for stage, path, maker in reversed(self.links)}
         lines = [f"{self.artefact}  {self.md5}"]
         for stage in self.stages:
-            commit, ran = stage["commit"], stage["run"]
-            about = [
-                stage["pipeline"],
-                f"commit {commit['hash'][:10]} of {commit['date']}" if commit else "not committed",
-            ]
+            ran, about = stage["run"], [stage["pipeline"], _commit(stage)]
             if ran:
                 about.append(f"{ran['seconds']:.0f} s on {ran['platform']}, Python {ran['python']}")
             lines += ["", f"{stage['stage']}  ({'; '.join(about)})"]
@@ -357,8 +368,46 @@ class Lineage:
                     lines.append(f"  {kind.removesuffix('s'):7} {row['on_disk']:8} {row['path']}{by}")
             if stage["packages"]:
                 lines.append(f"  packages {', '.join(f'{name} {held}' for name, held in stage['packages'].items())}")
-        lines += ["", f"git {self.git['commit']}, {'clean' if self.git['clean'] else 'changed files'}"]
-        return "\n".join([*lines, *(["verified"] if self.verified else ["NOT VERIFIED", *self.findings])])
+        return "\n".join([*lines, "", *self._end()])
+
+    def summary(self) -> str:
+        """For reading, in at most 40 lines: whether all is as recorded, the stages with their commits, data, models."""
+        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for stage in self.stages:
+            if stage["command"]:
+                groups[stage["stage"].partition("@")[0]].append(stage)
+        lines = [f"{self.artefact}  {self.md5}"]
+        if self.links and self.links[0][0] == self.artefact:
+            lines.append(f"  model   {self.links[0][1]}")
+        for kind, stages in list(groups.items())[:20]:
+            names = [stage["stage"].removeprefix(f"{kind}@") for stage in stages]
+            name = stages[0]["stage"] if len(stages) == 1 else f"{kind} of {_some(names, 6)}"
+            lines.append(f"  stage   {name}  ({_some(list(dict.fromkeys(map(_commit, stages))), 2, '; ')})")
+        outs = [row["path"] for stage in self.stages for row in stage["outputs"] if stage["command"]]
+        models = [path for path in outs if Path(path).parent.name == "models"]
+        sources = [stage for stage in self.stages if not stage["command"]]
+        data = [f"{row['path']} {row['md5']}" for stage in sources for row in stage["outputs"]]
+        lines += [f"  models  {_some(models, 4)}"] if models else []
+        lines += [f"  data    {text}" for text in data[:4]]  # photos, and weights that others made
+        return "\n".join([*lines, *self._end(37 - len(lines)), "all of it: --full"])
+
+    def _end(self, most: int | None = None) -> list[str]:
+        """What git says, whether the lineage is verified, and so many of the findings."""
+        commit = self.git["problem"] or f"git {self.git['commit']}, {'clean' if self.git['clean'] else 'changed files'}"
+        if self.verified:
+            return [commit, "verified"]
+        shown = self.findings if most is None or len(self.findings) <= most else self.findings[: most - 1]
+        more = len(self.findings) - len(shown)
+        return [commit, "NOT VERIFIED", *shown, *([f"and {more} more findings"] if more else [])]
+
+
+def _commit(stage: dict[str, Any]) -> str:
+    commit = stage["commit"]
+    return f"commit {commit['hash'][:10]} of {commit['date']}" if commit else stage["no_commit"]
+
+
+def _some(words: list[str], most: int, comma: str = ", ") -> str:
+    return comma.join(words[:most]) + (f"{comma}and {len(words) - most} more" if len(words) > most else "")
 
 
 Resolver = Callable[[Path, Pipeline], Path | None]
@@ -376,7 +425,8 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".", resolve: R
     Returns:
         :class:`Lineage`. Each of its stages has `stage`, `pipeline` (the lock file), `command`, `params`, `inputs`,
         `code` and `outputs` (lists of `path`, `md5`, `on_disk`: ok, changed or absent), `packages` (name -> version, of
-        the manifest), `commit` (the one that brought this result: `hash` and `date`, or null) and `run` (seconds, host
+        the manifest), `commit` (the one that brought this result: `hash` and `date`, or null), `no_commit` (why it
+        is null, else ""), and `run` (seconds, host
         and library versions, or null where unknown).
 
     Raises:
@@ -413,9 +463,7 @@ def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage
 
 def _follow(first: list[Stage], pipeline: Pipeline, artefact: Path) -> Lineage:
     """Describe these stages and all behind them."""
-    commit, _, date = git(pipeline.root, "log", "-1", "--format=%H %cs").partition(" ")
-    clean = bool(commit) and not git(pipeline.root, "status", "--porcelain", "-uno")
-    state = {"commit": commit or None, "date": date or None, "clean": clean}
+    state = _git(pipeline.root)
     found = Lineage(pipeline.relative(artefact), digest(artefact), [], [], [], state)
     stages = list(first)
     for stage in stages:  # grows
@@ -432,39 +480,39 @@ def _follow(first: list[Stage], pipeline: Pipeline, artefact: Path) -> Lineage:
     return found
 
 
+def _git(root: Path) -> dict[str, Any]:
+    """The last commit, its date, whether the tree is clean, and why that is not known."""
+    try:
+        (commit, date), problem = head(root) or (None, None), None
+        clean = bool(commit) and not ask(root, "status", "--porcelain=v1", "-z", "-uno")
+    except GitError as error:
+        commit, date, clean, problem = None, None, None, str(error)
+    return {"commit": commit, "date": date, "clean": clean, "problem": problem}
+
+
 def _describe(stage: Stage, pipeline: Pipeline) -> dict[str, Any]:
     rows: dict[str, list[dict[str, str]]] = defaultdict(list)
     for item in pipeline.items(stage):
         rows[item.kind].append({"path": item.what, "md5": item.expected, "on_disk": item.state})
+    commit, reason = _committed(stage, pipeline)
     return {
         "stage": stage.name, "pipeline": pipeline.relative(stage.lock), "command": stage.command,
         "params": stage.params, "inputs": rows["input"] + rows["manifest"], "code": rows["code"],
         "outputs": rows["output"], "packages": {row["path"]: row["md5"] for row in rows["package"]},
-        "commit": _commit_of(stage, pipeline.root), "run": stage.run,
+        "commit": commit, "no_commit": reason, "run": stage.run,
     }  # fmt: skip
 
 
-def git(root: Path, *arguments: str) -> str:
-    """What git says, "" if it fails. It takes no locks, which would stand in the way of a commit at the same time."""
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def committed(folder: Path, name: str) -> bytes | None:
-    """A file, by its name in a folder of the work tree, as it is in the last commit; None if it is not there."""
-    done = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=folder, capture_output=True)
-    return None if done.returncode else done.stdout
-
-
-def _commit_of(stage: Stage, root: Path) -> dict[str, str] | None:
-    """The commit that brought this stage's result into the lock file."""
+def _committed(stage: Stage, pipeline: Pipeline) -> tuple[dict[str, str] | None, str]:
+    """The commit that brought this stage's result into the lock file; if it is not known, why."""
     md5 = next(iter(stage.outs.values()), None)
-    line = git(root, "log", "--reverse", "--format=%H %cs", f"-S{md5}", "--", str(stage.lock)) if md5 else ""
-    if not line:
-        return None
-    commit, date = line.splitlines()[-1].split()  # the last time that it came, should it have gone in between
-    return {"hash": commit, "date": date}
+    try:
+        found = bringer(pipeline.root, md5, stage.lock) if md5 else None
+        if found is None:
+            return None, "not committed"
+        return (None, CUT) if found[0] in pipeline.boundary else ({"hash": found[0], "date": found[1]}, "")
+    except GitError as error:
+        return None, f"commit unknown: {error}"
 
 
 def to_dot(found: Lineage) -> str:

@@ -9,6 +9,7 @@ cache, and every stage is forced to run. See docs/reproducibility.md for what ma
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.provenance.lineage import Pipeline, git
+from llicm.provenance.git import names, trusting
+from llicm.provenance.lineage import Pipeline
 
 
 def outputs(pipeline: Pipeline) -> dict[tuple[str, str], str]:
@@ -54,13 +56,13 @@ def verify(
     root = Path(root).resolve()
     if keep is not None and keep.exists():
         raise UserError(f"{keep}: is there already; name a new folder, or remove it.")
-    changed = git(root, "status", "--porcelain").splitlines()
+    changed = names(root, "status", "--porcelain=v1", "-z", "-unormal", "--no-renames")
     if changed:
-        names = ", ".join(line.split(maxsplit=1)[1] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
-        print(f"note: the last commit is verified, not what was changed since ({names})", file=sys.stderr)
+        some = ", ".join(line[3:] for line in changed[:3]) + (", ..." if len(changed) > 3 else "")
+        print(f"note: the last commit is verified, not what was changed since ({some})", file=sys.stderr)
     path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    environment.pop("PYTHONPATH", None)
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH" and name[:4] != "GIT_"}
     folder = Path(tempfile.mkdtemp(prefix="llicm-verify-"))
     clone = folder / "clone"
 
@@ -70,7 +72,8 @@ def verify(
             raise UserError(f"`{' '.join(command[-3:])}` failed in a clone of {root}; see above.")
 
     try:
-        call("git", "clone", "-q", "--no-hardlinks", str(root), str(clone))
+        pack = f"{shlex.join(trusting(root))} upload-pack"
+        call("git", "clone", "-q", "--no-hardlinks", "--upload-pack", pack, str(root), str(clone))
         lock = Path("profiles", profile, "dvc.lock") if profile else Path("dvc.lock")
         if not (clone / lock).is_file():
             if not (root / lock).is_file():
@@ -78,7 +81,7 @@ def verify(
             print(f"note: {lock} is not committed; that of the work tree is verified", file=sys.stderr)
             (clone / lock).write_bytes((root / lock).read_bytes())
         published = outputs(Pipeline(clone, profile))
-        call(python, "-m", "dvc", "pull", "-q", *git(clone, "ls-files", "*.dvc").splitlines())
+        call(python, "-m", "dvc", "pull", "-q", *names(clone, "ls-files", "-z", "*.dvc"))
         # Forced: DVC would skip a stage whose outputs it finds in a cache that the user has set for all repositories.
         call(python, "-m", "dvc", "repro", "-f", f"profiles/{profile}/dvc.yaml" if profile else "dvc.yaml")
         made = Pipeline(clone, profile)
