@@ -56,6 +56,22 @@ TAMPERED = {
         alter_text("executed/1_degrade.ipynb", r"check_apart\(p\.photos\)", "pass"),
         "notebooks", "1_degrade.ipynb, code cell",
     ),
+    "a number in a notebook's table": (
+        alter_text("executed/4_evaluate-webp.ipynb", r"23\.(\d\d)\\n", r"29.\1\\n"),
+        "shown", "4_evaluate-webp.ipynb, cell",
+    ),
+    "a number that a notebook printed": (
+        alter_text("executed/3_train-rdo.ipynb", r"(bpp\S+ 0)\.\d", r"\1.0"), "shown", "3_train-rdo.ipynb, cell",
+    ),
+    "a number of the degraded photos": (
+        alter_text("executed/1_degrade.ipynb", r"<td>21\.", "<td>25."), "shown", "1_degrade.ipynb, cell",
+    ),
+    "a result that a notebook printed": (
+        alter_text("results/training/rdo.json", r"(loss\D+)\d", r"\g<1>1"), "shown", "3_train-rdo.ipynb, cell",
+    ),
+    "what the notebook of the figures shows": (
+        alter_text("executed/5_figures.ipynb", r"\d values: ", "7777 values: "), "figures", "5_figures.ipynb, cell",
+    ),
     "a parameter": (alter_text("params.yaml", "crop: 64", "crop: 96"), "lock", "params.yaml: training"),
     "a lock entry": (alter_text("dvc.lock", LOCK_ENTRY, r"\g<1>0000"), "hashes", "artifacts/release"),
     "a data file": (alter_bytes("../../data/test/*"), "hashes", "data"),
@@ -73,7 +89,7 @@ def test_it_catches(clone, what):
     path.unlink()  # DVC may have linked it to its cache
     path.write_bytes(data)
     try:
-        checks = [check] if check == "figures" else ["lock", "hashes", "notebooks", "weights"]
+        checks = [check] if check == "figures" else ["lock", "history", "hashes", "notebooks", "shown", "weights"]
         every = findings(clone, checks)
         found = [finding for finding in every if finding.check == check]
         assert any(named in finding.what for finding in found), every

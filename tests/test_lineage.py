@@ -156,6 +156,92 @@ def test_a_compressed_file_is_traced_through_its_model(repository, tmp_path):
         trace(file, repository)  # provenance by itself knows no such files
 
 
+def test_the_short_form_fits_on_a_screen(repository):
+    """However many stages there are and however much differs."""
+    short = trace(repository / "results/figures/one.png", repository).summary().splitlines()
+    commit = trace(repository / "results/figures/one.png", repository).stages[0]["commit"]
+    said = f"(commit {commit['hash'][:10]} of {commit['date']})"
+    assert short[0].startswith("results/figures/one.png  ")
+    assert f"  stage   figures  {said}" in short and f"  stage   train@a  {said}" in short
+    assert "  models  artifacts/models/a" in short and f"  data    data {digest(repository / 'data')}" in short
+    (repository / "data/photo.txt").write_text("another")
+    changed = trace(repository / "results/figures/one.png", repository).summary()
+    assert "NOT VERIFIED\ndata: is " in changed
+    with open(repository / "dvc.lock") as file:
+        lock = YAML(typ="safe").load(file)
+    for name in [f"kind{number}@{item}" for number in range(30) for item in "abcdefghij"]:
+        lock["stages"][name] = {"cmd": "x", "outs": [{"path": f"artifacts/models/{name}", "md5": "0" * 32}]}
+    with open(repository / "dvc.lock", "w") as file:
+        YAML().dump(lock, file)
+    whole = trace(repository / "results/figures/one.png", repository)
+    short = whole.summary().splitlines()
+    assert len(whole.stages) > 300 and len(short) <= 40 and short[-1] == "all of it: --full"
+    assert "NOT VERIFIED" in short and any(line.startswith("and ") and "more findings" in line for line in short)
+
+
+def git(root, *arguments):
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *author, *arguments], cwd=root, check=True, capture_output=True)
+
+
+def test_photos_changed_with_their_dvc_file_are_found(repository):
+    """The stages that used them have the old hash in their entries."""
+    old = digest(repository / "data")
+    (repository / "data/photo.txt").write_text("another photo")
+    text = (repository / "data.dvc").read_text()
+    (repository / "data.dvc").write_text(text.replace(old, digest(repository / "data")))
+    (finding,) = audit(repository, checks=["hashes"])
+    assert finding.what == "data" and finding.expected == f"md5 {old} (input of train@a)"
+    (finding,) = audit(repository, checks=["history"])
+    assert finding.what == "data.dvc: data" and finding.expected == f"md5 {old}, as in the last commit"
+    git(repository, "commit", "-qam", "hide it")  # the stages still tell
+    assert [found.what for found in audit(repository, checks=["hashes", "history"])] == ["data"]
+
+
+def test_a_result_changed_with_its_hash_in_the_lock_is_found(repository):
+    old = digest(repository / "results/figures")
+    assert audit(repository, checks=["history", "hashes"]) == []
+    (repository / "results/figures/one.png").write_text("other pixels")
+    text = (repository / "dvc.lock").read_text()
+    (repository / "dvc.lock").write_text(text.replace(old, digest(repository / "results/figures")))
+    (finding,) = audit(repository, checks=["history", "hashes"])
+    assert finding.check == "history" and finding.what == "dvc.lock: results/figures"
+    assert finding.expected == f"md5 {old}, as in the last commit"
+    assert finding.found == f"md5 {digest(repository / 'results/figures')}" and "`git checkout`" in finding.remedy
+    (repository / "dvc.lock").write_text(text.replace("seed: 0", "seed: 1"))  # that is of the check `lock`
+    assert audit(repository, checks=["history"]) == []
+
+
+def test_without_git_the_history_is_unknown(repository, tmp_path):
+    shutil.rmtree(repository / ".git")
+    (finding,) = audit(repository, checks=["history"])
+    assert "git cannot be asked" in finding.found
+
+
+def test_a_folder_called_like_the_scratch_folder(repository, tmp_path):
+    """As DVC has it: what lies in `.run` within a folder is left out, not a file of that name or a study below."""
+    place = tmp_path / "x/.run/study"
+    shutil.copytree(repository, place, ignore=shutil.ignore_patterns("x"))
+    assert audit(place, checks=["hashes"]) == []
+    (place / "src/model.py").write_text("x = 9")
+    (place / "data/photo.txt").write_text("another photo")
+    assert {found.what for found in audit(place, checks=["hashes"])} == {"src/model.py", "data"}
+    before = digest(repository / "data")
+    (repository / "data/.run").write_text("a file")
+    assert digest(repository / "data") != before
+    (repository / "data/.run").unlink()
+    (repository / "data/.run").mkdir()
+    (repository / "data/.run/state").write_text("scratch")
+    assert digest(repository / "data") == before
+
+
+def test_audit_tells_how_far_it_is(repository, monkeypatch, capfd):
+    monkeypatch.chdir(repository)
+    cli.main(["audit", "--checks", "history,hashes"])
+    captured = capfd.readouterr()
+    assert captured.err == "check 1 of 2: history\ncheck 2 of 2: hashes\n" and captured.out.startswith("history ")
+
+
 def test_wrong_questions(repository, tmp_path):
     with pytest.raises(UserError, match="nowhere.png: no such file; get it with `dvc pull`"):
         trace(repository / "nowhere.png", repository)
@@ -171,6 +257,9 @@ def test_wrong_questions(repository, tmp_path):
 def test_the_command(repository, monkeypatch, capsys):
     monkeypatch.chdir(repository)
     assert cli.main(["lineage", "results/figures/one.png"]) == 0
+    out = capsys.readouterr().out
+    assert "train@a" in out and "\nverified\n" in out and "seed = 0" not in out and "--full" in out
+    assert cli.main(["lineage", "results/figures/one.png", "--full"]) == 0
     out = capsys.readouterr().out
     assert "train@a" in out and "seed = 0" in out and out.rstrip().endswith("verified")
     (repository / "src/plot.py").write_text("y = 3")

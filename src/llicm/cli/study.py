@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands for the study: its models and data, training and benchmark, and where everything comes from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from llicm.cli.common import METRICS, PATH, CommaList, InOrder, dataset_names, names_in_params, offer, print_result
 
-CHECKS = ("lock", "hashes", "notebooks", "readme", "weights", "figures")
+CHECKS = ("lock", "history", "hashes", "notebooks", "readme", "shown", "weights", "figures")
 
 _datasets = click.option(
     "--datasets", type=PATH, default=Path("datasets"), show_default=True, help="Folder of the registry of copies."
@@ -238,6 +239,7 @@ def train(models: tuple[str, ...], profile: Path, changes: tuple[tuple[str, obje
 
 @click.command()
 @click.argument("artefact", metavar="ARTEFACT", type=click.Path())
+@click.option("--full", "form", flag_value="full", help="Print everything: files, hashes, parameters, packages.")
 @click.option("--json", "form", flag_value="json", help="Print everything as JSON.")
 @click.option("--dot", "form", flag_value="dot", help="Print the graph in the language of Graphviz.")
 @_root
@@ -250,7 +252,7 @@ def lineage(artefact: str, form: str | None, root: Path) -> None:
     \b
     Examples:
       llicm lineage results/figures/figure_4_psnr.png
-      llicm lineage photo.llicm --json
+      llicm lineage photo.llicm --full
     """
     from llicm.provenance.lineage import to_dot, trace
 
@@ -260,7 +262,8 @@ def lineage(artefact: str, form: str | None, root: Path) -> None:
 
         resolve = checks.model_of
     found = trace(artefact, root, resolve)
-    print_result(found.as_json() if form == "json" else to_dot(found).rstrip() if form == "dot" else found.as_text())
+    forms = {"full": found.as_text, "json": found.as_json, "dot": lambda: to_dot(found).rstrip()}
+    print_result(forms.get(form or "", found.summary)())
     if not found.verified:
         raise click.exceptions.Exit(1)
 
@@ -304,7 +307,7 @@ def audit(
     else:
         from llicm.pipeline.checks import STUDY_CHECKS
 
-        findings = module.audit(root, profile, checks, STUDY_CHECKS)
+        findings = module.audit(root, profile, checks, STUDY_CHECKS, partial(click.echo, err=True))
         text = module.as_text(findings, checks or CHECKS)
     print_result(module.as_json(findings) if as_json else text)
     if findings:

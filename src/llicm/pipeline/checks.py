@@ -4,12 +4,14 @@
 | check | question |
 |---|---|
 | ``readme`` | do README.md, docs/ and the results pages say what the results say? |
+| ``shown`` | do executed notebooks show the numbers of the result files? |
 | ``figures`` | do figures and tables come out again, byte for byte, from the records, weights and pairs? |
 | ``weights`` | are the weights that the command line uses those of the lineage? |
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,15 +20,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import pandas as pd
 import torch
 
 from llicm.codec.bitstream import unpack
+from llicm.data.pairs import read_pairs
 from llicm.errors import BitstreamError, UserError
 from llicm.model import load_model
 from llicm.parameters import load
 from llicm.provenance.audit import Check, Finding
-from llicm.provenance.lineage import FETCH, Pipeline, digest
+from llicm.provenance.lineage import FETCH, Pipeline, Stage, digest
 from llicm.report.render import render
+from llicm.report.show import psnr
 from llicm.weights import load_part
 
 RELEASED = "llicm.safetensors"  # file of a whole system, in artifacts/release
@@ -74,6 +80,83 @@ def _readme(pipeline: Pipeline) -> Iterator[Finding]:
                 break
 
 
+def _shown(pipeline: Pipeline) -> Iterator[Finding]:
+    """JSON that a notebook printed is that of a result file; the numbers of its table follow from result files."""
+    for stage in pipeline.own:
+        if stage.notebook is None or not stage.notebook.is_file():
+            continue  # `hashes` finds that
+        remedy = f"restore both with `git checkout` or `dvc checkout --force`, or run `dvc repro -f {stage.name}`"
+        try:
+            cells = json.loads(stage.notebook.read_text(encoding="utf-8"))["cells"]
+            for number, expected, found in _unlike(stage, [cell.get("outputs", []) for cell in cells]):
+                where = f"{pipeline.relative(stage.notebook)}, cell {number}"
+                yield Finding("shown", where, f"{expected}, as in the results of {stage.name}", found, remedy)
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            yield Finding("shown", pipeline.relative(stage.notebook), "a notebook with its results", str(error), remedy)
+
+
+def _unlike(stage: Stage, cells: list[list[dict[str, Any]]]) -> Iterator[tuple[int, str, str]]:
+    """Cells (from 1) whose outputs are not what the results say; what these say; what is shown."""
+    files = [file for out in stage.outs for file in ([out] if out.is_file() else sorted(out.rglob("*.json")))]
+    results = [_flat(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.suffix == ".json"]
+    table = _table(stage)
+    wanted = {} if table is None else {kind: _numbers(text) for kind, text in _as_shown(table).items()}
+    for number, outputs in enumerate(cells, 1):
+        for output in outputs:
+            text = "".join(output.get("text", ""))
+            shown = _flat(json.loads(text)) if text.lstrip().startswith("{") else None
+            if shown and results and shown not in results:
+                nearest = min(results, key=lambda held: len(held.items() ^ shown.items()))
+                key = sorted(key for key in shown.keys() | nearest if shown.get(key) != nearest.get(key))[0]
+                yield number, f"{key} {nearest.get(key)}", str(shown.get(key))
+            if wanted and output["output_type"] == "execute_result":
+                for kind in ("text/plain", "text/html"):
+                    found = _numbers("".join(output["data"].get(kind, "")))
+                    if found and found != wanted[kind]:
+                        pairs = zip(wanted[kind], found, strict=False)
+                        expected, held = next(
+                            (pair for pair in pairs if pair[0] != pair[1]), ("as many numbers", "others")
+                        )
+                        yield number, expected, held
+                        break
+
+
+def _flat(held: Any, name: str = "") -> dict[str, str]:
+    """The values of nested JSON, by dotted name, as text: not a number equals itself."""
+    if not isinstance(held, dict):
+        return {name: json.dumps(held)}
+    return {key: value for part in held for key, value in _flat(held[part], f"{name}.{part}".lstrip(".")).items()}
+
+
+def _table(stage: Stage) -> pd.DataFrame | pd.Series | None:
+    """The table that the notebook of a stage ends in, from the files that the stage made."""
+    kind, _, item = stage.name.partition("@")
+    if kind == "evaluate":
+        records = pd.read_csv(stage.folder / "artifacts" / "records" / item / "records.csv").query("metric == 'psnr'")
+        return records.pivot_table(index=["method", "level"], columns="task", values=["bpp", "value"]).round(2)
+    if kind == "degrade":
+        words, pairs = [*stage.params["tasks"], *stage.params["extra"]], stage.folder / "artifacts" / "pairs"
+        rows = {word: {p.name: psnr(p.degraded, p.ideal) for p in read_pairs(pairs, "val", word)} for word in words}
+        table = pd.DataFrame(rows).T
+        table["mean"] = table.mean(axis=1)
+        return table.round(2)
+    if kind == "train":
+        return pd.Series(json.loads((stage.folder / "results" / "training" / f"{item}.json").read_text())["psnr_gain"])
+    return None
+
+
+def _as_shown(table: pd.DataFrame | pd.Series) -> dict[str, str]:
+    """A table as a notebook shows it."""
+    options = {"width": 80, "max_columns": 20, "max_rows": 60, "min_rows": 10, "notebook_repr_html": True}
+    with pd.option_context(*(part for name, value in options.items() for part in (f"display.{name}", value))):
+        html = table._repr_html_() if isinstance(table, pd.DataFrame) else ""  # a series is text
+        return {"text/plain": repr(table), "text/html": html}
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"-?\d+\.\d+|\binf\b|\bNaN\b", re.sub(r"<[^>]+>", " ", text))
+
+
 def _figures(pipeline: Pipeline) -> Iterator[Finding]:
     """Execute the notebook of the figures again, on the same inputs, in a folder of its own; compare what it makes."""
     stage = next((stage for stage in pipeline.own if stage.name == "figures" and stage.source), None)
@@ -105,6 +188,16 @@ def _figures(pipeline: Pipeline) -> Iterator[Finding]:
                     what = f"{pipeline.relative(path)}{name and '/' + name}"
                     remedy = f"restore it with `git checkout`, or {again}"
                     yield Finding("figures", what, f"md5 {new}, drawn again from the records", f"md5 {there}", remedy)
+        if stage.notebook is not None and stage.notebook.is_file():
+            shown, new_shown = (
+                [cell.get("outputs") for cell in nbformat.read(path, 4).cells]
+                for path in (stage.notebook, work / "again.ipynb")
+            )
+            for number, (there, new) in enumerate(zip(shown, new_shown, strict=False), 1):
+                if there != new:
+                    what = f"{pipeline.relative(stage.notebook)}, cell {number}"
+                    expected = "what the notebook shows when it is run again"
+                    yield Finding("figures", what, expected, "other outputs", again)
 
 
 _AGAIN = """
@@ -114,11 +207,13 @@ from llicm.pipeline import run
 from llicm.provenance.lineage import nest
 values = nest(json.load(sys.stdin))
 os.environ.update(run._environment(values), DVC_STAGE="figures")
-import papermill
-papermill.execute_notebook(
+import nbformat, papermill
+made = papermill.execute_notebook(
     sys.argv[2], "again.ipynb", parameters={"stage": "figures", "parameters": values}, kernel_name="python3",
     progress_bar=False, log_output=False, record_timing=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+    coalesce_streams=True,
 )
+nbformat.write(run.normalise(made, {}), "again.ipynb")
 """
 
 
@@ -155,4 +250,4 @@ def _weights(pipeline: Pipeline) -> Iterator[Finding]:
                 break
 
 
-STUDY_CHECKS: dict[str, Check] = {"readme": _readme, "weights": _weights, "figures": _figures}
+STUDY_CHECKS: dict[str, Check] = {"readme": _readme, "shown": _shown, "weights": _weights, "figures": _figures}

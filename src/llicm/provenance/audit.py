@@ -6,6 +6,7 @@ Each check returns findings; a clean study has none. A study may add checks of i
 | check | question |
 |---|---|
 | ``lock`` | does dvc.lock say what dvc.yaml and params.yaml say: stages, commands, inputs, outputs, parameters? |
+| ``history`` | does dvc.lock have the results of the last commit? |
 | ``hashes`` | is every input, module and output on disk what the lock says? |
 | ``notebooks`` | did executed notebooks run the code that is there, with the recorded parameters and inputs? |
 """
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from llicm.errors import UserError
-from llicm.provenance.lineage import Pipeline, Stage, digest, nest
+from llicm.provenance.git import GitError, committed
+from llicm.provenance.lineage import Pipeline, Stage, digest, nest, stages_in
 
 NOTHING = "nothing there"  # of what is absent
 
@@ -45,13 +47,14 @@ Check = Callable[[Pipeline], Iterator[Finding]]
 
 def audit(
     root: str | os.PathLike = ".", profile: str | None = None, checks: Sequence[str] | None = None,
-    more: Mapping[str, Check] | None = None,
+    more: Mapping[str, Check] | None = None, progress: Callable[[str], None] = lambda line: None,
 ) -> list[Finding]:  # fmt: skip
     """Run the checks on a study.
 
     Args:
         root: the repository. profile: name of a folder below profiles/; None for the default study.
         checks: names among ``CHECKS`` and `more`; all by default. more: the study's own checks.
+        progress: gets a line as each check begins.
 
     Raises:
         UserError: an unknown check, or a lock file that is missing or damaged beyond reading.
@@ -60,7 +63,12 @@ def audit(
     for name in checks or ():
         if name not in known:
             raise UserError(f"no check is called {name!r}; choose among {', '.join(known)}.")
-    return [finding for name in (checks or known) for finding in known[name](pipeline)]
+    found: list[Finding] = []
+    names = checks or list(known)
+    for number, name in enumerate(names, 1):
+        progress(f"check {number} of {len(names)}: {name}")
+        found += known[name](pipeline)
+    return found
 
 
 def as_json(findings: Sequence[Finding]) -> str:
@@ -127,6 +135,35 @@ def _differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[
     for key in sorted(set(before) | set(after)):
         if before.get(key) != after.get(key):
             yield key, json.dumps(before.get(key)), json.dumps(after.get(key))
+
+
+def _history(pipeline: Pipeline) -> Iterator[Finding]:
+    """One finding a lock file or ``.dvc`` file whose hashes are not those of the last commit."""
+    for lock in dict.fromkeys(stage.lock for stage in pipeline.own):
+        name = pipeline.relative(lock)
+        try:
+            text = committed(lock.parent, lock.name)
+        except GitError as error:
+            yield Finding("history", name, "what the last commit has", str(error), "let git read the repository")
+            return  # the same for all
+        if text is None or text == lock.read_bytes():
+            continue
+        now = {stage.name: stage for stage in pipeline.own if stage.lock == lock}
+        differing, first = [], None
+        for before in stages_in(lock, text):
+            after = now.get(before.name)
+            for path, md5 in before.outs.items():
+                held = after.outs.get(path) if after else None
+                if held != md5:
+                    differing.append(pipeline.relative(path))
+                    first = first or (md5, held)
+        if first:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            yield Finding(
+                "history", f"{name}: {', '.join(differing[:3])}{more}", f"md5 {first[0]}, as in the last commit",
+                f"md5 {first[1]}" if first[1] else "no such output",
+                f"restore {name} and these with `git checkout` and `dvc checkout`; after a run of your own, commit it",
+            )  # fmt: skip
 
 
 def _hashes(pipeline: Pipeline) -> Iterator[Finding]:
@@ -198,4 +235,4 @@ def injected(cell: Mapping[str, Any]) -> bool:
     return "injected-parameters" in cell["metadata"].get("tags", [])
 
 
-CHECKS: dict[str, Check] = {"lock": _lock, "hashes": _hashes, "notebooks": _notebooks}
+CHECKS: dict[str, Check] = {"lock": _lock, "history": _history, "hashes": _hashes, "notebooks": _notebooks}
