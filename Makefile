@@ -29,10 +29,10 @@ $(READY): requirements.txt pyproject.toml
 	@touch $(READY)
 
 data: $(READY) # the photos, from the store inside the repository
-	@[ -e data ] || $(DVC) pull -q data.dvc
+	@[ -e data ] || .venv/bin/python -m llicm.provenance.pull data.dvc
 
 model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
-	@[ -e init/published/llicm.safetensors ] || $(DVC) pull -q init/published.dvc
+	@[ -e init/published/llicm.safetensors ] || .venv/bin/python -m llicm.provenance.pull init/published.dvc
 
 repro: data model ## run the default study (whatever is not up to date); goes on after an interruption
 	@.venv/bin/python -m llicm.provenance.repair_lock

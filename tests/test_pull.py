@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make data` and `make model` say in one sentence why they cannot, and a damaged store is not taken for the photos."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clone import ROOT
+
+
+def call(folder, *command):
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made") / "study"
+    (root / "data").mkdir(parents=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    call(root, "git", "init", "-q")
+    call(root, *dvc, "init", "-q")
+    call(root, *dvc, "remote", "add", "-q", "-d", "store", "dvcstore")
+    (root / "data/a.txt").write_text("a photo")
+    (root / "data/b.txt").write_text("another")
+    call(root, *dvc, "add", "-q", "data")
+    call(root, *dvc, "push", "-q")
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / ".dvc/cache")
+    lines = (ROOT / "Makefile").read_text()
+    (recipe,) = re.findall(r"^data: .*\n(?:\t.*\n)+", lines, re.M)
+    (root / "Makefile").write_text(recipe.replace("$(READY)", "").replace(".venv/bin/python", sys.executable))
+    return root
+
+
+@pytest.fixture
+def repository(made, tmp_path):
+    """data.dvc, and the store inside the repository; neither data nor a cache."""
+    return Path(shutil.copytree(made, tmp_path / "study"))
+
+
+def make(root):
+    """Exit code and the one line on standard error, but for that of make itself."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(["make", "data"], cwd=root, env=environment, capture_output=True, text=True)
+    return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("make")]
+
+
+def objects(root) -> list[Path]:
+    return sorted(path for path in (root / "dvcstore").rglob("*") if path.is_file())
+
+
+def test_it_fetches(repository):
+    assert make(repository) == (0, []) and (repository / "data/a.txt").read_text() == "a photo"
+
+
+def test_an_archive_without_git(repository):
+    shutil.rmtree(repository / ".git")
+    code, (line,) = make(repository)
+    assert code and line.startswith("error: data.dvc: ") and "is not a git repository; get the repository with" in line
+
+
+@pytest.mark.parametrize("which, how", [("a photo", "absent"), ("a photo", "altered"), ("the list", "altered")])
+def test_a_damaged_store(repository, which, how):
+    (path,) = [path for path in objects(repository) if (path.suffix == ".dir") == (which == "the list")][:1]
+    path.chmod(0o644)
+    before = path.read_bytes()
+    path.unlink() if how == "absent" else path.write_text("damaged")
+    code, (line,) = make(repository)
+    assert code and line.startswith("error: data.dvc: ") and line.endswith(
+        "; restore the store with `git checkout dvcstore`, then run the same command again."
+    )  # fmt: skip
+    if which == "a photo" and how == "altered":
+        assert re.search(r"the store is damaged \([ab]\.txt\)", line)
+    path.write_bytes(before)
+    assert make(repository) == (0, []) and len(list((repository / "data").iterdir())) == 2
