@@ -91,7 +91,9 @@ def _shown(pipeline: Pipeline) -> Iterator[Finding]:
             for number, expected, found in _unlike(stage, [cell.get("outputs", []) for cell in cells]):
                 where = f"{pipeline.relative(stage.notebook)}, cell {number}"
                 yield Finding("shown", where, f"{expected}, as in the results of {stage.name}", found, remedy)
-        except (ValueError, KeyError, TypeError, UserError) as error:
+        except (OSError, UserError):
+            continue  # results that are absent or damaged: `hashes` finds that, too
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield Finding("shown", pipeline.relative(stage.notebook), "a notebook with its results", str(error), remedy)
 
 
