@@ -174,8 +174,11 @@ def _mantissas() -> Tensor:
 
 
 def _times_power(x: Tensor, exponent: Tensor, before: int, behind: int) -> Tensor:
-    """x · 2^(exponent / 64) for x (C, n) and exponent (C,), int64: fixed point with `before` and `behind` bits behind the
-    point in x and in the result."""
+    """x · 2^(exponent / 64), rounded, for x (C, n) and exponent (C,), int64.
+
+    Args:
+        before, behind: bits behind the point in x, and in the result.
+    """
     mantissa = _mantissas()[exponent % OCTAVE][:, None]
     shift = before + _MANTISSA - behind - torch.div(exponent, OCTAVE, rounding_mode="floor")[:, None]
     return (x * mantissa + (1 << (shift - 1))) >> shift
@@ -273,6 +276,9 @@ class ContextCodec(CompressionModel):
     """
 
     stride = STRIDE
+    heads: Any  # of each group and pass
+    near: Any  # of each group: what each pass before its last adds to the features of later ones
+    linear: Any
     spread: Tensor  # (1, M, 1, 1) mean absolute value of each coefficient, of pixels in [0, 1]
     # What the entropy coder needs, shipped with the weights and made once, by `update`.
     offsets: Tensor  # for each level and channel log2 of gain and spread in 1/64 octave
@@ -310,7 +316,6 @@ class ContextCodec(CompressionModel):
         self.film = IntegerConv(2, features, 1, _PLACE, _PLACE)  # of the level
         for parameter in self.film.parameters():
             nn.init.zeros_(parameter)
-        # For each group: heads of its passes, what passes before the last hand on, and what the group hands on.
         self.heads, self.near, self.linear = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for k, (size, passes) in enumerate(zip(self.groups, PASSES, strict=False)):
             kernel = 5 if k == 0 else 3
@@ -318,6 +323,7 @@ class ContextCodec(CompressionModel):
             self.near.append(nn.ModuleList(_Near(size, features, kernel) for _ in range(passes - 1)))
             predicted = passes - 1 if k < PREDICTED else 0
             self.linear.append(nn.ModuleList(_Prediction(size, kernel) for _ in range(predicted)))
+        # of each group: what it adds to the features of later groups
         self.after = nn.ModuleList(_Near(size, features, 3) for size in self.groups[:-1])
         self.eb_z = EntropyBottleneck(N)
         # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
@@ -440,7 +446,7 @@ class ContextCodec(CompressionModel):
         return (upper - 0.5 * torch.exp(-(size + 0.5) * slope)).clamp_min(1e-9)
 
     @torch.no_grad()
-    def update(self) -> None:  # type: ignore[override]
+    def update(self) -> None:
         """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
 
         The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
