@@ -215,6 +215,7 @@ def test_gradient_reaches_every_parameter():
     with torch.no_grad():
         codec.loop.leave.weight.normal_(0, 0.01)
         codec.decide[-1].weight.normal_(0, 0.01)
+        codec.h_a[-1].weight.mul_(20)  # or all of z is zero, and nothing behind it is used
     out = codec(torch.rand(4, 3, 64, 64), torch.tensor([0.0, 1.0, 2.0, 3.0]))
     (out["x_hat"].square().mean() + bits_per_pixel(out["likelihoods"], 64, 64).mean()).backward()
     trained = {n: p for n, p in codec.named_parameters() if not n.endswith("quantiles")}
@@ -230,7 +231,7 @@ def trained():
     photo = (photo + 0.03 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(4))).clamp(0, 1)
     optimizer = torch.optim.Adam([p for n, p in codec.named_parameters() if not n.endswith("quantiles")], lr=2e-3)
     losses = []
-    for step in range(40):
+    for step in range(80):
         torch.manual_seed(step)
         tops, lefts = torch.randint(192, (4,)), torch.randint(256, (4,))
         x = torch.stack([photo[:, t : t + 64, s : s + 64] for t, s in zip(tops, lefts, strict=True)])
@@ -241,7 +242,7 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     codec.update()
     return codec.eval(), photo, losses
 
@@ -532,6 +533,8 @@ def system():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_llicm_trains_and_compresses_with_it(image, precision):
     whole = system()
+    with torch.no_grad():
+        whole.codec.h_a[-1].weight.mul_(20)
     before = {n: p.detach().clone() for n, p in whole.codec.named_parameters()}
     objective = Objective(0.75, 1.0, 0.25, {"mse": 1.0}, {"log_mse": 1.0})
     trainer = Trainer(
@@ -553,6 +556,7 @@ def test_the_restorer_is_told_the_level(image):
     whole = system().eval()
     whole.codec.update()
     torch.nn.init.normal_(whole.restorer.residual.weight, std=0.02)
+    torch.nn.init.normal_(whole.restorer.level.weight)
     for film in (m.film for m in whole.restorer.modules() if hasattr(m, "film")):
         torch.nn.init.normal_(film.weight)
     assert whole.codec.relative_level(torch.tensor([0.0, 1.5, 3.0])).tolist() == [0, 0.5, 1]
