@@ -50,7 +50,8 @@ class Crops:
     """Clean crops of photos at four scales, in the eight poses of a square: `batch(step)` depends on the step alone."""
 
     def __init__(self, photos: Sequence[Tensor], crop: int, rows: int):
-        self.crop, self.rows, self.pyramids = crop, rows, [self._pyramid(photo) for photo in photos]
+        self.crop, self.rows = crop, rows
+        self.pyramids = [self._pyramid(photo) for photo in photos]
 
     def _pyramid(self, photo: Tensor) -> list[Tensor]:
         levels = [photo]
