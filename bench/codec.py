@@ -149,7 +149,9 @@ def main() -> None:
     for name in a.against:
         anchor = find_codec(name)
         curves[name] = curve(anchor.compress, anchor.decompress, QUALITIES[name], images)
-    print(table([{"codec": name} | point for name, points in curves.items() for point in points]))
+    digits = {"bpp": 4, "psnr": 2, "encode_s": 3, "decode_s": 3}
+    rows = [{"codec": name} | point for name, points in curves.items() for point in points]
+    print(table([row | {key: round(row[key], places) for key, places in digits.items()} for row in rows]))
     rates = {}
     for name in a.against:
         points = [[point[key] for point in curves[c]] for c in (name, a.codec) for key in ("bpp", "psnr")]
