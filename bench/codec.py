@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train one codec of params.yaml on clean photos by itself, and compare its files with those of conventional codecs.
+
+    python bench/codec.py --codec context --photos FOLDER ... --test FOLDER --out .run/codec
+    python bench/codec.py --codec mean-scale --photos FOLDER ... --test FOLDER --out .run/codec
+
+Both get the same crops, level by level, so that what is compared are the codecs. The loop is that of the study; a run
+that was stopped goes on from its last checkpoint. Results are written as JSON, weights beside them.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import ROOT, table
+from PIL import Image
+from torch import Tensor
+
+from llicm.benchmark.bdrate import bd
+from llicm.codec.conventional import find_codec
+from llicm.data.stream import Batch
+from llicm.files import write_atomically
+from llicm.framework import LLICM
+from llicm.images import IMAGE_SUFFIXES, quantize8
+from llicm.objectives import Objective
+from llicm.parameters import load
+from llicm.pipeline.checkpoint import Checkpoint
+from llicm.registry import CODECS
+from llicm.report.show import psnr
+from llicm.training.loop import Trainer
+from llicm.weights import load_part, save_part
+
+QUALITIES = {"webp": (1, 5, 10, 20, 40, 60, 80), "heic": (8, 12, 16, 20, 24), "avif": (10, 25, 40, 55, 70, 80)}
+SCALES = (0.75, 0.5, 0.35)
+
+
+def read(folders: Sequence[Path]) -> list[Tensor]:
+    """Photos (3, H, W) uint8 of folders, in the order of their names."""
+    suffixes = (*IMAGE_SUFFIXES, ".avif")
+    files = [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix.lower() in suffixes]
+    return [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) for f in files]
+
+
+class Crops:
+    """Clean crops of photos at four scales, in the eight poses of a square: `batch(step)` depends on the step alone."""
+
+    def __init__(self, photos: Sequence[Tensor], crop: int, rows: int):
+        self.crop, self.rows = crop, rows
+        self.pyramids = [self._pyramid(photo) for photo in photos]
+
+    def _pyramid(self, photo: Tensor) -> list[Tensor]:
+        levels = [photo]
+        for scale in SCALES:
+            size = [round(side * scale) for side in photo.shape[1:]]
+            if min(size) >= self.crop:
+                small = F.interpolate(photo[None] / 255, size, mode="bicubic", antialias=True)[0]
+                levels.append((small.clamp(0, 1) * 255).round().to(torch.uint8))
+        return levels
+
+    def batch(self, step: int) -> Batch:
+        rng, out = np.random.default_rng(step), torch.empty(self.rows, 3, self.crop, self.crop)
+        for row in range(self.rows):
+            levels = self.pyramids[rng.integers(len(self.pyramids))]
+            image = levels[rng.integers(len(levels))]
+            top, left = (int(rng.integers(side - self.crop + 1)) for side in image.shape[1:])
+            piece, pose = image[:, top : top + self.crop, left : left + self.crop], rng.integers(8)
+            piece = piece.flip([dim for dim, bit in ((2, 1), (1, 2)) if pose & bit])
+            out[row] = (piece.transpose(1, 2) if pose & 4 else piece) / 255
+        zero, none = torch.zeros(self.rows, dtype=torch.int64), torch.full((self.rows,), -1)
+        return Batch(out, out.clone(), zero, torch.zeros(self.rows), none, zero)
+
+
+def train(name: str, a: argparse.Namespace) -> tuple[object, dict]:
+    """The trained codec, and what training took."""
+    path, log = a.out / f"{name}-{a.updates}.safetensors", a.out / f"{name}-{a.updates}.log.json"
+    if path.exists():
+        return load_part("codec", path), json.loads(log.read_text())
+    photos = read(a.photos)
+    photos = [photo for photo in photos if min(photo.shape[1:]) >= 128]
+    torch.manual_seed(0)
+    arguments = load(ROOT / "params.yaml").models["rdo"].codec.model_dump() | {"name": name}
+    codec = CODECS.make(**arguments)
+    if hasattr(codec, "measure"):
+        codec.measure([photo / 255 for photo in photos[:: max(len(photos) // 100, 1)]])
+    trainer = Trainer(
+        LLICM(codec, None), ["codec"], Objective(alpha=1.0, beta=1.0, distortion={"mse": 1.0}),
+        Crops(photos, 128, 12), ["clean"], steps=a.updates, warmup=200, lr=a.lr, max_grad_norm=1.0, precision="bf16",
+        seed=0, log_every=100,
+    )  # fmt: skip
+    described = {"codec": arguments, "updates": a.updates, "lr": a.lr, "photos": [str(f) for f in a.photos]}
+    checkpoint = Checkpoint(f"codec-{name}", described, code=[ROOT / "src/llicm/codec"], root=a.out / "checkpoints")
+    if (saved := checkpoint.load()) is not None:
+        trainer.restore(saved)
+    started, first = time.process_time(), trainer.step
+    rows = trainer.run(None, checkpoint, 200)
+    pace = (time.process_time() - started) / max(trainer.step - first, 1)
+    codec.update()
+    save_part(codec, path)
+    taken = {"photos": len(photos), "cpu_seconds_an_update": round(pace, 3), "log": rows}
+    write_atomically(log, json.dumps(taken, indent=1).encode())
+    return load_part("codec", path), taken
+
+
+@torch.no_grad()
+def curve(compress, decompress, levels: Sequence[float], images: Sequence[Tensor]) -> list[dict]:
+    """Mean bits per pixel of whole files and mean PSNR of their 8-bit pictures, by level, and seconds of CPU time."""
+    points = []
+    for level in levels:
+        sizes, values, seconds = [], [], np.zeros(2)
+        for x in images:
+            began = time.process_time()
+            data = compress(x, level)
+            coded = time.process_time()
+            decoded = decompress(data)
+            seconds += (coded - began, time.process_time() - coded)
+            sizes.append(8 * len(data) / x[0].numel())
+            values.append(psnr(quantize8(decoded), x))
+        points.append(
+            {
+                "level": level, "bpp": float(np.mean(sizes)), "psnr": float(np.mean(values)),
+                "encode_s": float(seconds[0] / len(images)), "decode_s": float(seconds[1] / len(images)),
+            }
+        )  # fmt: skip
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--codec", required=True, help="name of a learned codec")
+    parser.add_argument(
+        "--photos", type=Path, nargs="+", default=[ROOT / "data" / "train"], help="folders to learn from"
+    )
+    parser.add_argument("--test", type=Path, default=ROOT / "data" / "test")
+    parser.add_argument("--every", type=int, default=1, help="use each so manieth test photo")
+    parser.add_argument("--against", nargs="*", default=["webp"], choices=sorted(QUALITIES))
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--out", type=Path, default=ROOT / ".run" / "codec")
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    codec, taken = train(a.codec, a)
+    images = [photo / 255 for photo in read([a.test])[:: a.every]]
+    curves = {a.codec: curve(codec.compress, lambda d: codec.decompress(d)[0], range(codec.levels), images)}
+    for name in a.against:
+        anchor = find_codec(name)
+        curves[name] = curve(anchor.compress, anchor.decompress, QUALITIES[name], images)
+    digits = {"bpp": 4, "psnr": 2, "encode_s": 3, "decode_s": 3}
+    rows = [{"codec": name} | point for name, points in curves.items() for point in points]
+    print(table([row | {key: round(row[key], places) for key, places in digits.items()} for row in rows]))
+    rates = {}
+    for name in a.against:
+        points = [[point[key] for point in curves[c]] for c in (name, a.codec) for key in ("bpp", "psnr")]
+        found = bd(*points, names=(name, a.codec), unit="dB")
+        rates[name] = found.rate
+        print(f"{a.codec} against {name}: BD-rate {found.reason if found.rate is None else f'{found.rate:.2f}%'}")
+    result = {"codec": a.codec, "updates": a.updates, "test": len(images), "bd_rate": rates, "curves": curves}
+    result |= {"cpu_seconds_an_update": taken["cpu_seconds_an_update"], "photos": taken["photos"]}
+    write_atomically(a.out / f"{a.codec}-{a.updates}.json", json.dumps(result, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,764 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A learned codec with memory and a loop filter: what is decoded predicts what is not, and a network sees the picture.
+
+    encoder  x ─► DCT ─► attenuate, add (g_a looks at x) ─· gain ─► Q ─► ŷ ─► bytes
+    decoder  bytes ─► frequency groups, each in interlaced passes ─► ŷ ─· inverse gain ─► DCT⁻¹ ─► loop filter ─► x̂
+                                    ▲ z: features for all blocks                                     ▲ g_s(ŷ)
+
+Transforms and hyper-latent are those of `mean-scale`. New are two parts:
+
+- *Context.* The coefficients of a block fall into five groups, from low frequencies to high. A group is decoded in
+  passes over interlaced blocks: five for the first group, three for the second, two (a checkerboard) for the others. In
+  each pass a small network at 1/16 of the resolution says mean and scale of every coefficient of that pass's blocks. It
+  sees the features that the hyper-latent gives, all groups decoded before, and of this group the blocks decoded before.
+  No symbol waits for its neighbour: a pass is a few matrix products and one call of the entropy coder.
+- *Loop filter.* A small U-Net on the decoded picture, with the latent's features beside it, repairs block edges and
+  ringing. It starts without effect. The decoder runs it behind the last symbol, so it is an ordinary float network.
+
+Which table codes a symbol now depends on symbols decoded before. So all of the context is integers, the same on every
+machine: decoded values and their means are whole numbers of 1/64 quantiser step; a coefficient in units of its usual
+spread is one product with a 15-bit integer and a shift; what the networks see is looked up in a table; the networks
+are `IntegerConv`, and linear prediction is a sum of integers below 2^53 in float64. Encoder and decoder go through the
+same function, `ContextCodec._walk`.
+
+Training takes the same steps in floats, rounded straight-through, for all blocks of a batch at once.
+
+Sources: He et al., "Checkerboard context model for efficient learned image compression", CVPR 2021; Minnen, Singh,
+"Channel-wise autoregressive entropy models for learned image compression", ICIP 2020 (groups); Ballé, Johnston,
+Minnen, "Integer networks for data compression with latent-variable models", ICLR 2019; Ronneberger, Fischer, Brox,
+"U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015 (the form of the loop filter).
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck
+from compressai.models import CompressionModel
+from compressai.models.utils import conv
+from compressai.ops import quantize_ste
+from torch import Tensor, nn
+
+from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
+from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
+from llicm.codec.mean_scale import (
+    HYPER_LIMIT,
+    STRIDE,
+    HyperSynthesis,
+    _Block,
+    _channels,
+    _interpolate,
+    _Transform,
+    _zeroed,
+)
+from llicm.errors import BitstreamError, UserError
+from llicm.integer import ACTIVATION_UNIT, IntegerConv
+from llicm.limits import check_size
+from llicm.registry import CODECS
+from llicm.transforms import BlockDCT, squash
+from llicm.weights import round_parameters
+
+__all__ = ["ContextCodec", "LoopFilter", "group_sizes", "places"]
+
+# Groups of coefficients in the DCT's order, measured best at 320, and the passes of each.
+GROUPS = (16, 32, 64, 96, 112)
+PASSES = (5, 3, 2, 2, 2)
+PREDICTED = 3  # groups with linear prediction of means
+
+# Scales are whole numbers of 1/64 octave; tables stand at every eighth, from a standard deviation of 1/16 of a
+# quantiser step on. There a Laplace symbol is zero but for one in 80,000, so it is not coded: it is zero.
+OCTAVE = 64
+TABLE_STEP = 8
+FIRST_SCALE = -4 * OCTAVE
+TABLES = 89
+_TAIL = 7  # standard deviations that a table covers
+
+# Fixed point. A spread in quantiser steps is 2^(offset / 64), offset within these bounds, so no shift is negative.
+_LOWEST, _HIGHEST = -10 * OCTAVE, 15 * OCTAVE
+_VALUE = 6  # bits behind the point of decoded values and means, in quantiser steps
+_MEAN, _MEAN_LIMIT = 12, 1 << 18  # of means in units of the spread; limited to ±64
+_SIGHT, _SIGHT_LIMIT = 8, 1 << 17  # of decoded values in units of the spread; limited to ±512
+_WEIGHT, _WEIGHT_LIMIT = 12, 1 << 15  # of weights of linear prediction; limited to ±8
+_MANTISSA = 14
+SEEN_UNIT, SEEN_LIMIT = 16, 127  # what networks see of decoded values: squashed, in 1/16
+_FEATURE_UNIT, _FEATURE_LIMIT = 1024, 1 << 20  # up to 16 such numbers add up to at most 2^24, which float32 holds
+_PLACE = 256  # fixed-point steps of the relative level
+_ROWS = 1 << 14  # blocks whose neighbourhoods are laid out at a time, a bound on memory
+
+# log2 of the mean absolute value of each DCT coefficient of the study's training photos (data/train, at scales 1, 0.75,
+# 0.5 and 0.35, pixels in [0, 1]) in 1/8 octave, as the character 108 places up. `ContextCodec.measure` measures anew.
+_SPREADS = (
+    r"}wohfac`^]USLL[_\[ZXXLE\YXWVVUYTTUMIECVTTSGFAARRQVSSRQPPPPOD?SPQOOIEA@ONONDC?>NNMMQNOMMMMMLAA==L"
+    r"LKLKKOLMKLJKKFA>=JJJJA@<<III?<LIIJKIJIHI??;;HHHHGGHGJHIHHGGGFFFGGD==><::;FFFF?=;:HFGEFFEEFEEEED="
+    r"<99DEDDDDDFCCEECDD;8DCCCBC;;88CCBCCBA<:9BBBB>;98DCCBBABBBAABB@A:976@A::76AA@AAAC@@BBAAA?@@@@A996"
+    r"6@@@>??@???@?:97>>?@<99756>?>?7744>?9855>><>>=><=8854=><=7733<<<==75396764333<:;<=7522;;;;515521"
+    r"66329;;4400;653::95326454211193400441134004092231..0630/32/.330021..22..11--12..8310520/3011/--/"
+    r"0,2121/.../0,,00--40.,3000-,,,00--1/,+/0,,//,,/0,,..+*0,./**4-.0/+*-2./0.,+-1/-,/.,,-.**..**.-.."
+    r"+**+,-))-.++1.,+0-+*.-,*))-.**-,-,***)+,((++)(,-)*+,-+))((2+,.-((+0.,+/-++*+'(+,()-,**,,**,(*+''"
+    r"*+'(++,+)(())*&'*+()**''**''*+(()*&')%)*''**''()%&)*''()%%'(%%((%%(%''$$'(%&&'$$&'$$&#&'$$%%##%#"
+)
+
+
+def group_sizes(channels: int) -> list[int]:
+    """Sizes of the frequency groups of a latent of so many channels: `GROUPS` in proportion, without empty ones."""
+    ends = [round(channels * sum(GROUPS[: k + 1]) / sum(GROUPS)) for k in range(len(GROUPS))]
+    return [size for size in np.diff(ends, prepend=0).tolist() if size]
+
+
+@functools.lru_cache(maxsize=64)
+def places(passes: int, height: int, width: int) -> tuple[Tensor, ...]:
+    """Which blocks each of 2, 3 or 5 interlaced passes decodes: indices into the rows, one after the other, of a grid.
+
+    Two are a checkerboard. Three take one block in four, the one across from it, and the rest; five begin with one in
+    sixteen, and each then stands in the middle of four that are known, or two.
+    """
+    i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    odd, both_even, both_odd = (i + j) % 2 == 1, (i % 2 == 0) & (j % 2 == 0), (i % 2 == 1) & (j % 2 == 1)
+    if passes == 2:
+        masks = [~odd, odd]
+    elif passes == 3:
+        masks = [both_even, both_odd, odd]
+    else:
+        first, second = (i % 4 == 0) & (j % 4 == 0), (i % 4 == 2) & (j % 4 == 2)
+        masks = [first, second, both_even & ~first & ~second, both_odd, odd]
+    return tuple(mask.flatten().nonzero()[:, 0] for mask in masks)
+
+
+class _Swish(torch.autograd.Function):
+    """Real values to integers -12 to 255 that count in 1/32: x · clamp(x + 3, 0, 6) / 6, exact on any machine.
+
+    It bends as GELU does, and integers suffice for it. Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        whole = (x * ACTIVATION_UNIT).round_().clamp_(-96, 255)
+        # Whole numbers below 2^16 plus a half: the quotient is never closer to an integer than 1/384, so that even a
+        # division that is not correctly rounded gives the same.
+        return (whole * (whole + 96).clamp_(max=192) + 96.5).div_(192).floor_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope = torch.where(x > 3, 1.0, (x * 2 + 3).div_(6)).mul_(ACTIVATION_UNIT)
+        return grad * slope.masked_fill_((x < -3) | (x > 16), 0.0)
+
+
+def _fixed(x: Tensor) -> Tensor:
+    """Features as multiples of 1/1024 within ±1024, with a gradient: sums of up to 16 are exact."""
+    return quantize_ste((x * _FEATURE_UNIT).clamp(-_FEATURE_LIMIT, _FEATURE_LIMIT)) / _FEATURE_UNIT
+
+
+def _seen(x: Tensor) -> Tensor:
+    """Decoded values in units of their spread to integers within ±127, with a gradient (in training)."""
+    return quantize_ste((SEEN_UNIT * squash(2 * x)).clamp(-SEEN_LIMIT, SEEN_LIMIT))
+
+
+@functools.lru_cache(maxsize=1)
+def _seen_table() -> Tensor:
+    """The same for |x| in 1/256, 0 to 8191, by integers: round(16 · 2x / sqrt(1 + 2x))."""
+    values = [min((math.isqrt(8 * t * t // (128 + t)) + 1) // 2, SEEN_LIMIT) for t in range(8192)]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _mantissas() -> Tensor:
+    """2^(i / 64) for i in 0..63 as integers of 15 bits."""
+    return torch.tensor([round(2 ** (i / OCTAVE + _MANTISSA)) for i in range(OCTAVE)])
+
+
+def _times_power(x: Tensor, exponent: Tensor, before: int, behind: int) -> Tensor:
+    """x · 2^(exponent / 64), rounded, for x (C, n) and exponent (C,), int64.
+
+    Args:
+        before, behind: bits behind the point in x, and in the result.
+    """
+    mantissa = _mantissas()[exponent % OCTAVE][:, None]
+    shift = before + _MANTISSA - behind - torch.div(exponent, OCTAVE, rounding_mode="floor")[:, None]
+    return (x * mantissa + (1 << (shift - 1))) >> shift
+
+
+class _Head(nn.Module):
+    """Features (..., features), multiples of 1/1024, to log2 scale and mean (..., outputs), in units of the spread."""
+
+    def __init__(self, features: int, outputs: int):
+        super().__init__()
+        self.hidden, self.last = (IntegerConv(features, n, 1, ACTIVATION_UNIT, 255) for n in (features, outputs))
+        with torch.no_grad():
+            self.last.weight.mul_(0.3)
+            self.last.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.hidden, self.last):
+            weight, bias, worth = layer.integers()
+            x = (F.linear(_Swish.apply(x), weight).float() + bias[:, 0]) * worth[:, 0]
+        return x
+
+
+class _Near(IntegerConv):
+    """What decoded values around a block, integers within ±127 that count in 1/16, add to its features."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int):
+        super().__init__(inputs, outputs, kernel, SEEN_UNIT, SEEN_LIMIT)
+        with torch.no_grad():
+            self.weight.mul_(0.5)
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """For training: (N, inputs, h, w) to (N, outputs, h, w), by an ordinary convolution in autocast's precision."""
+        weight, bias, worth = (value[..., None] for value in self.integers())
+        out = F.conv2d(x, weight.view_as(self.weight), padding=self.kernel // 2).float()
+        return _fixed((out + bias) * worth)
+
+
+class _Prediction(nn.Module):
+    """Linear prediction of means from decoded values around a block; zero to begin with.
+
+    The weights are whole numbers of 2^-12, up to 2^15; inputs are up to 2^17: sums stay far below 2^53.
+    """
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, channels, kernel, kernel))
+        self.kernel = kernel
+
+    def integers(self) -> Tensor:
+        """Weights (channels, channels, kernel, kernel) as integers; rounding is straight-through."""
+        return quantize_ste((self.weight.float() * (1 << _WEIGHT)).clamp(-_WEIGHT_LIMIT, _WEIGHT_LIMIT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """For training: (N, channels, h, w) to the same, both in units of the spread."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, self.integers() / (1 << _WEIGHT), padding=self.kernel // 2)
+
+
+class LoopFilter(nn.Module):
+    """What the decoded picture still lacks, from its pixels at 1/2 and 1/4 of the resolution; zero to begin with.
+
+    Args:
+        features: channels of the latent's features at 1/4 of the resolution.
+        width: channels at 1/2, twice as many at 1/4; 32 take 14 thousand products a pixel.
+    """
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.enter, self.first = nn.Conv2d(12, width, 3, padding=1), _Block(width)
+        self.down, self.features = nn.Conv2d(width, 2 * width, 2, stride=2), nn.Conv2d(features, 2 * width, 1)
+        self.middle = _Transform(_Block(2 * width), _Block(2 * width))
+        self.up, self.last = nn.Conv2d(2 * width, 4 * width, 1), _Block(width)
+        self.leave = _zeroed(nn.Conv2d(width, 12, 3, padding=1))
+
+    def forward(self, x: Tensor, features: Tensor, level: Tensor) -> Tensor:
+        """Picture (N, 3, H, W) around 0, features (N, C, H/4, W/4) and relative level (N,) to what to add."""
+        fine = self.first(self.enter(4 * F.pixel_unshuffle(x, 2)), level)
+        coarse = self.middle(self.down(fine) + self.features(features), level)
+        fine = self.last(fine + F.pixel_shuffle(self.up(coarse), 2), level)
+        return 0.1 * F.pixel_shuffle(self.leave(fine), 2)
+
+
+@CODECS.register("context")
+class ContextCodec(CompressionModel):
+    """Variable-rate codec with a context over frequency groups and interlaced blocks, and a loop filter.
+
+    Args:
+        N: channels of the transforms at 1/4 of the resolution (doubled below) and of the hyper-transforms.
+        M: channels of the latent y, 3 to 768 (DCT coefficients of a block).
+        lambdas: one Lagrangian weight per level, ascending (compressai's convention: `lambda * 255^2 * MSE + bpp`).
+            Level l in [0, len(lambdas) - 1] is continuous; between two levels gains are interpolated geometrically.
+        features: of a block that the context hands on from pass to pass.
+        loop: channels of the loop filter at half the resolution.
+    """
+
+    stride = STRIDE
+    heads: Any  # of each group and pass
+    near: Any  # of each group: what each pass before its last adds to the features of later ones
+    linear: Any
+    spread: Tensor  # (1, M, 1, 1) mean absolute value of each coefficient, of pixels in [0, 1]
+    # What the entropy coder needs, shipped with the weights and made once, by `update`.
+    offsets: Tensor  # for each level and channel log2 of gain and spread in 1/64 octave
+    frequencies: Tensor  # of all tables, one after the other, those of z before those of y
+    lengths: Tensor  # of the tables
+    first: Tensor  # symbol of each table's first entry
+
+    def __init__(self, N: int, M: int, lambdas: list[float], features: int = 192, loop: int = 32):
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "name": "context", "N": N, "M": M, "lambdas": list(lambdas), "features": features, "loop": loop,
+        }  # fmt: skip
+        self.dct = BlockDCT(M)
+        self.groups = group_sizes(M)
+        ends = np.cumsum(self.groups).tolist()
+        self._slices = [slice(end - size, end) for size, end in zip(self.groups, ends, strict=True)]
+        self.register_buffer("spread", 2 ** ((torch.tensor([*_SPREADS.encode()][:M]) - 108.0) / 8).view(1, -1, 1, 1))
+        self.g_a = _Transform(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), _Block(N),
+            nn.Conv2d(N, 2 * N, 2, stride=2), _Block(2 * N), nn.Conv2d(2 * N, 2 * N, 2, stride=2), _Block(2 * N),
+        )  # fmt: skip
+        self.decide = nn.Sequential(
+            nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), _zeroed(nn.Conv2d(2 * N, 2 * M, 1))
+        )
+        self.g_s = _Transform(
+            nn.Conv2d(M, 2 * N, 1), _Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
+            _Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2), _Block(N),
+        )  # fmt: skip
+        self.loop = LoopFilter(N, loop)
+        self.h_a = nn.Sequential(
+            conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
+            conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
+        )  # fmt: skip
+        self.h_s = HyperSynthesis(N, features)
+        self.film = IntegerConv(2, features, 1, _PLACE, _PLACE)  # of the level
+        for parameter in self.film.parameters():
+            nn.init.zeros_(parameter)
+        self.heads, self.near, self.linear = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for k, (size, passes) in enumerate(zip(self.groups, PASSES, strict=False)):
+            kernel = 5 if k == 0 else 3
+            self.heads.append(nn.ModuleList(_Head(features, 2 * size) for _ in range(passes)))
+            self.near.append(nn.ModuleList(_Near(size, features, kernel) for _ in range(passes - 1)))
+            predicted = passes - 1 if k < PREDICTED else 0
+            self.linear.append(nn.ModuleList(_Prediction(size, kernel) for _ in range(predicted)))
+        # of each group: what it adds to the features of later groups
+        self.after = nn.ModuleList(_Near(size, features, 3) for size in self.groups[:-1])
+        self.eb_z = EntropyBottleneck(N)
+        # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
+        # slope of one bit a doubling, so step² = 36 / (lambda · 255² · 2 ln 2) (Gish, Pierce, IEEE Trans. IT 1968).
+        start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
+        self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
+        self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
+        self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
+        self.register_buffer("frequencies", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("lengths", torch.zeros(N + TABLES, dtype=torch.int32))
+        self.register_buffer("first", torch.zeros(N + TABLES, dtype=torch.int32))
+        self._forget()
+
+    @property
+    def levels(self) -> int:
+        """Number of trained levels."""
+        return self.log_gain.shape[0]
+
+    def lambdas(self, level: Tensor) -> Tensor:
+        """Lagrangian weight at each continuous level of `level` (N,), interpolated geometrically."""
+        table = torch.tensor(self.config["lambdas"], device=level.device).log().view(-1, 1)
+        return _interpolate(table, level).view(-1).exp()
+
+    def relative_level(self, level: Tensor) -> Tensor:
+        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
+        return level / max(self.levels - 1, 1)
+
+    def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and inverse gain (N, M, 1, 1) at each continuous level of `level` (N,)."""
+        gain, inverse = (_interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
+        return gain, inverse
+
+    @torch.no_grad()
+    def measure(self, photos: Sequence[Tensor]) -> None:
+        """Take the coefficients' spreads from photos (3, H, W) in [0, 1], sides at least 16; before training."""
+        total, count = torch.zeros(self.dct.kernels.shape[0], dtype=torch.float64), 0
+        for photo in photos:
+            for scale in (1.0, 0.75, 0.5, 0.35):
+                height, width = (round(side * scale) for side in photo.shape[1:])
+                if min(height, width) < BlockDCT.STRIDE:
+                    continue
+                small = F.interpolate(photo[None], (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+                whole = small if scale < 1 else photo[None]
+                whole = whole[..., : height // BlockDCT.STRIDE * BlockDCT.STRIDE, :]
+                whole = whole[..., : width // BlockDCT.STRIDE * BlockDCT.STRIDE]
+                blocks = self.dct(whole.to(self.dct.kernels) - 0.5)[0].flatten(1)
+                total += blocks.abs().double().sum(1).cpu()
+                count += blocks.shape[1]
+        self.spread.copy_((total / count).clamp_min(2.0**-12).view_as(self.spread))
+
+    def forward(self, x: Tensor, level: Tensor) -> dict:
+        """Training pass: noise for the rate, straight-through rounding for context and decoder.
+
+        Args:
+            x: (N, 3, H, W) in [0, 1], sides multiples of 64. level: (N,) in [0, levels - 1].
+
+        Returns:
+            `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
+        """
+        gain, inverse = self.gains(level)
+        y = self._analyse(x, level, gain)
+        z = self.h_a(squash(y)).float()
+        with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
+            _, z_likelihoods = self.eb_z(z)
+        place = (_PLACE * self.relative_level(level)).round()
+        context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place)
+        y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context)
+        x_hat = self._synthesise(y_hat * inverse, level)
+        return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
+
+    def _train_passes(self, y: Tensor, unit: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """All passes, as `_walk` makes them, in floats.
+
+        Args:
+            y: (N, M, h, w), and unit: (N, M, 1, 1), the spreads; in quantiser steps. context: features (N, C, h, w).
+
+        Returns:
+            ŷ and the likelihoods of its symbols, both like y.
+        """
+        grid = y.shape[-2:]
+        y, unit, context = (v.permute(0, 2, 3, 1).flatten(1, 2) for v in (y, unit, context))  # (N, blocks, channels)
+
+        def planes(rows: Tensor) -> Tensor:
+            return rows.unflatten(1, grid).permute(0, 3, 1, 2)
+
+        decoded, likelihoods = [], []
+        for k, part in enumerate(self._slices):
+            y_k, u = y[..., part], unit[..., part]
+            known = torch.zeros_like(y_k)  # what is decoded, in units of the spread
+            order, residuals, scales = places(PASSES[k], *grid), [], []
+            for p, at in enumerate(order):
+                c = context[:, at]
+                if p:
+                    c = c + self._rows(self.near[k][p - 1](planes(_seen(known))))[:, at]
+                log_scale, mean = self.heads[k][p](c).chunk(2, -1)
+                if p and k < PREDICTED:
+                    mean = mean + self._rows(self.linear[k][p - 1](planes(known)))[:, at]
+                mean = u * mean
+                residual = y_k[:, at] - mean
+                known = known.index_copy(1, at, (quantize_ste(residual) + mean) / u)
+                residuals.append(residual)
+                scales.append(u * torch.exp2(log_scale.clamp(-14, 8)))
+            back = torch.cat(order).argsort()
+            likelihoods.append(self._likelihood(torch.cat(residuals, 1), torch.cat(scales, 1))[:, back])
+            decoded.append(known * u)
+            if k + 1 < len(self.groups):
+                context = context + self._rows(self.after[k](planes(_seen(known))))
+        return planes(torch.cat(decoded, -1)), planes(torch.cat(likelihoods, -1))
+
+    @staticmethod
+    def _rows(planes: Tensor) -> Tensor:
+        return planes.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def _likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """Of a residual (rounded; in training with uniform noise) under a Laplace distribution of this deviation."""
+        noisy = residual + torch.empty_like(residual).uniform_(-0.5, 0.5) if self.training else residual.round()
+        size, slope = noisy.abs(), math.sqrt(2) / scale.clamp_min(2 ** (FIRST_SCALE / OCTAVE))
+        near = 0.5 * torch.exp(-(size - 0.5).abs() * slope)
+        upper = torch.where(size > 0.5, near, 1 - near)
+        return (upper - 0.5 * torch.exp(-(size + 0.5) * slope)).clamp_min(1e-9)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
+
+        The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
+        """
+        round_parameters(self)
+        # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
+        self.eb_z.update(force=True, update_quantiles=True)
+        self.eb_z.quantiles[:, 0, 1].round_()
+        self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
+        self.eb_z.update(force=True)
+        median = self.eb_z.quantiles[:, 0, 1].int()
+        cdfs = zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
+        counts = [np.diff(cdf[:length].numpy()) for cdf, length in cdfs]
+        first = (median + self.eb_z._offset).tolist()
+        for index in range(TABLES):
+            scale = 2.0 ** ((FIRST_SCALE + index * TABLE_STEP) / OCTAVE)
+            most, slope = math.ceil(_TAIL * scale), math.sqrt(2) / scale
+            size = np.abs(np.arange(-most, most + 1))
+            likely = 0.5 * (np.exp(-slope * np.abs(size - 0.5)) - np.exp(-slope * (size + 0.5)))
+            likely[most] = 1 - math.exp(-0.5 * slope)
+            likely = np.append(likely, math.exp(-slope * (most + 0.5)))  # beyond: the escape
+            counts.append(np.maximum(np.rint(likely * 2**20), 1))
+            first.append(-most)
+        self.frequencies = torch.tensor(np.concatenate(counts), dtype=torch.int32)
+        self.lengths.copy_(torch.tensor([len(c) for c in counts]))
+        self.first.copy_(torch.tensor(first))
+        spread = self.spread.double().log2().view(1, -1)
+        offsets = (OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round()
+        self.offsets.copy_(offsets.clamp(_LOWEST, _HIGHEST))
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
+        self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
+        self._forget()
+        return super().load_state_dict(state_dict, strict)
+
+    def train(self, mode: bool = True) -> "ContextCodec":
+        self._forget()  # weights may change from here on
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        self._coding: tuple[Tables, Tables] | None = None
+        self._cached_id: bytes | None = None
+        self._whole: dict[nn.Module, tuple[Tensor, ...]] = {}
+
+    def model_id(self) -> bytes:
+        """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    def _id(self) -> bytes:
+        if self._cached_id is None:
+            self._cached_id = self.model_id()
+        return self._cached_id
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, level: float) -> bytes:
+        """Compress one image to the bytes of a `.llicm` file.
+
+        Args:
+            x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
+
+        Raises:
+            ValueError: x is not finite, or too large.
+        """
+        height, width = x.shape[-2:]
+        if reason := check_size(width, height):
+            raise ValueError(f"image of {reason}")
+        if not torch.isfinite(x).all():
+            raise ValueError("the image has NaN or infinite values")
+        level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
+        at = torch.tensor([level])
+        gain, _ = self.gains(at)
+        pad = (0, -width % STRIDE, 0, -height % STRIDE)
+        y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
+        z = self.h_a(squash(y))
+        if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
+            raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
+        z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
+        rows = y[0].flatten(1)
+
+        def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
+            residual = (rows[part][:, at] - means.float() / (1 << _VALUE)).round()
+            return torch.where(indexes > 0, residual, 0.0).long()
+
+        indexes, residual, _ = self._walk(z_hat, level, choose)
+        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level))
+        return pack(Bitstream(self._id(), height, width, level, payload))
+
+    @torch.no_grad()
+    def decompress(self, data: bytes) -> tuple[Tensor, float]:
+        """Decompress the bytes of a `.llicm` file.
+
+        Returns:
+            The image (3, H, W) in [0, 1] and the level it was written at.
+
+        Raises:
+            BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload was not made for this image.
+        """
+        stream = unpack(data, self._id())
+        if stream.level > self.levels - 1:
+            raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
+        at = torch.tensor([stream.level])
+        _, inverse = self.gains(at)
+        _, _, _, values = self._read(stream)
+        y_hat = (values.double() / (1 << _VALUE)).float()[None]
+        x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
+        if not torch.isfinite(x_hat).all():
+            raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
+        return x_hat, stream.level
+
+    def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
+        """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w) pass by pass, and a check.
+
+        Args:
+            indexes: for each symbol of y its table, 0 if it is not coded. frame: see `llicm.codec.bitstream.frame`.
+
+        Raises:
+            ValueError: a symbol is too large.
+        """
+        z_tables, y_tables = self._tables()
+        encoder = Encoder(frame)
+        encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
+        encoder.check()
+        table, symbol = indexes.flatten(1), residual.flatten(1)
+        for k, part in enumerate(self._slices):
+            for at in places(PASSES[k], *indexes.shape[1:]):
+                flat = table[part][:, at].flatten().numpy()
+                coded = np.flatnonzero(flat)
+                values = symbol[part][:, at].flatten().numpy()[coded]
+                encoder.symbols(y_tables, flat[coded], values.astype(np.int64))
+        encoder.check()
+        return encoder.finish()
+
+    @torch.no_grad()
+    def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
+        """Symbols of z (N, h, w), tables and residuals of y (M, 4 h, 4 w): all that is coded, exact on any machine.
+
+        `code` codes them again.
+
+        Raises:
+            BitstreamError: the payload was not made for this image.
+        """
+        z_hat, indexes, residual, _ = self._read(stream)
+        return z_hat, indexes, residual
+
+    def _read(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z (N, h, w); of y tables, residuals, and values in 1/64 quantiser step (M, 4 h, 4 w)."""
+        z_tables, y_tables = self._tables()
+        rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
+        decoder = Decoder(stream.payload, stream.frame)
+        shape = torch.Size((self.config["N"], rows, columns))
+        z_hat = torch.from_numpy(decoder.symbols(z_tables, _channels(shape))).float().view(shape)
+        decoder.check()
+        if float(z_hat.abs().max()) > HYPER_LIMIT:
+            raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
+
+        def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
+            flat = indexes.flatten().numpy()
+            coded = np.flatnonzero(flat)
+            residual = np.zeros(len(flat), np.int64)
+            residual[coded] = decoder.symbols(y_tables, flat[coded])
+            return torch.from_numpy(residual).view_as(means)
+
+        walked = self._walk(z_hat[None], stream.level, choose)
+        decoder.check()
+        decoder.finish()
+        return z_hat, *walked
+
+    @torch.no_grad()
+    def _walk(
+        self, z_hat: Tensor, level: float, choose: Callable[[slice, Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Go through all passes as encoder and decoder do, with integers alone.
+
+        Args:
+            z_hat: symbols of the hyper-latent (1, N, h, w).
+            choose: gives the residuals of a pass, int64 (channels, blocks); it is told which channels and which blocks
+                (indices into the rows of the grid), for each symbol its table (uint8, 0: not coded, residual 0) and its
+                mean in 1/64 quantiser step (int64).
+
+        Returns:
+            Tables (uint8), residuals and values in 1/64 quantiser step (int64), each (M, 4 h, 4 w).
+        """
+        offset, place = self._offsets(level)
+        with torch.autocast("cpu", enabled=False):
+            context = self._start(z_hat, torch.tensor([float(place)]))[0].flatten(1).T.contiguous()
+            grid = tuple(4 * side for side in z_hat.shape[-2:])
+            tables = torch.zeros(len(offset), grid[0] * grid[1], dtype=torch.uint8)
+            residuals, values = (torch.zeros(tables.shape, dtype=torch.int64) for _ in range(2))
+            for k, part in enumerate(self._slices):
+                known = _Known(offset[part], grid)
+                for p, at in enumerate(places(PASSES[k], *grid)):
+                    features = context[at]
+                    if p:
+                        features = features + self._at(self.near[k][p - 1], known, at)
+                    log_scale, mean = self.heads[k][p](features).T.chunk(2)
+                    # Multiples of a power of two until here, so products are exact and roundings the same everywhere.
+                    mean = (mean * (1 << _MEAN)).clamp(-_MEAN_LIMIT, _MEAN_LIMIT).round().long()
+                    if p and k < PREDICTED:
+                        mean = mean + self._predict(self.linear[k][p - 1], known, at)
+                    mean = _times_power(mean.clamp(-_MEAN_LIMIT, _MEAN_LIMIT), offset[part], _MEAN, _VALUE)
+                    scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().long() + offset[part][:, None]
+                    index = torch.div(scale - FIRST_SCALE + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
+                    index = index.clamp(0, TABLES - 1).to(torch.uint8)
+                    residual = choose(part, at, index, mean)
+                    value = (residual << _VALUE) + mean
+                    known.add(at, value)
+                    for whole, found in ((tables, index), (residuals, residual), (values, value)):
+                        whole[part].index_copy_(1, at, found)
+                if k + 1 < len(self.groups):
+                    context += self._at(self.after[k], known, torch.arange(len(context)))
+        tables, residuals, values = (whole.unflatten(1, grid) for whole in (tables, residuals, values))
+        return tables, residuals, values
+
+    def _offsets(self, level: float) -> tuple[Tensor, int]:
+        """At a level the spread of each channel in quantiser steps, log2 in 1/64 octave (M,), and the relative level in
+        1/256; by integers."""
+        position = round(level * LEVEL_UNIT)
+        low = min(position // LEVEL_UNIT, max(self.levels - 2, 0))
+        share = position - low * LEVEL_UNIT
+        ends = self.offsets[[low, min(low + 1, self.levels - 1)]].long()
+        offset = (ends[0] * (LEVEL_UNIT - share) + ends[1] * share + LEVEL_UNIT // 2) // LEVEL_UNIT
+        range_ = max(self.levels - 1, 1) * LEVEL_UNIT
+        return offset, (position * _PLACE + range_ // 2) // range_
+
+    def _start(self, z_hat: Tensor, place: Tensor) -> Tensor:
+        """Features (N, C, 4 h, 4 w) before y, from symbols of z (N, channels, h, w) and levels (N,) in 1/256."""
+        level = torch.stack([place, (place.square() / _PLACE).floor()], 1)[..., None, None]
+        return _fixed(self.h_s(z_hat)) + _fixed(self.film(level))
+
+    def _integers(self, layer: Any) -> tuple[Tensor, ...]:
+        """A layer's integers, weights laid out (taps and inputs, outputs) as `_Known.around` lays out its rows."""
+        if layer not in self._whole:
+            if isinstance(layer, _Prediction):
+                self._whole[layer] = (layer.integers().double().permute(2, 3, 1, 0).flatten(0, 2).contiguous(),)
+            else:
+                weight, bias, worth = layer.integers()
+                weight = weight.view(layer.weight.shape).permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+                self._whole[layer] = weight, bias[:, 0], worth[:, 0]
+        return self._whole[layer]
+
+    def _at(self, layer: Any, known: "_Known", at: Tensor) -> Tensor:
+        """Features (n, C) that decoded values add to the blocks `at` (n,)."""
+        weight, bias, worth = self._integers(layer)
+        parts = [known.around(known.seen, some, layer.kernel) @ weight for some in at.split(_ROWS)]
+        return _fixed((torch.cat(parts) + bias) * worth)
+
+    def _predict(self, layer: Any, known: "_Known", at: Tensor) -> Tensor:
+        """Linear prediction (channels, n) of means in 2^-12 of the spread for the blocks `at` (n,)."""
+        (weight,) = self._integers(layer)
+        parts = [known.around(known.sight, some, layer.kernel) @ weight for some in at.split(_ROWS)]
+        shift = _SIGHT + _WEIGHT - _MEAN
+        return (torch.cat(parts).long().T + (1 << (shift - 1))) >> shift
+
+    def _tables(self) -> tuple[Tables, Tables]:
+        if self._coding is None:
+            if not len(self.frequencies):
+                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call update()")
+            ends = self.lengths.cumsum(0)[:-1].tolist()
+            parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
+            self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
+        return self._coding
+
+    def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
+        """Image (N, 3, H, W), sides multiples of 64, to the latent (N, M, H/16, W/16) in quantiser steps."""
+        x = x - 0.5
+        y = self.dct(x) * gain
+        known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
+        attenuation, addition = self.decide(known).float().chunk(2, 1)
+        return y * (1 + attenuation) + gain * self.spread * addition
+
+    def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
+        """Latent behind the inverse gain to image, not clamped."""
+        place, x = self.relative_level(level), self.dct.inverse(y)
+        return x + self.loop(x, self.g_s(y / self.spread, place), place).float() + 0.5
+
+
+class _Known:
+    """The decoded values of one group, as the context sees them: rows of a grid of blocks with a border of two.
+
+    Args:
+        offset: (C,) log2 of each channel's spread in quantiser steps, in 1/64 octave. grid: height and width in blocks.
+
+    Attributes:
+        seen: (rows, C) float32, squashed integers; sight: (rows, C) float64, integers in 1/256 of the spread.
+            Both are zero where nothing is decoded.
+    """
+
+    BORDER = 2
+
+    def __init__(self, offset: Tensor, grid: tuple[int, ...]):
+        self.offset, self.width, self.stride = offset, grid[1], grid[1] + 2 * self.BORDER
+        rows = (grid[0] + 2 * self.BORDER) * self.stride
+        self.seen = torch.zeros(rows, len(offset))
+        self.sight = torch.zeros(rows, len(offset), dtype=torch.float64)
+
+    def _row(self, at: Tensor) -> Tensor:
+        return (at // self.width + self.BORDER) * self.stride + at % self.width + self.BORDER
+
+    def add(self, at: Tensor, values: Tensor) -> None:
+        """Values (C, n) in 1/64 quantiser step of the blocks `at` (n,)."""
+        sight = _times_power(values, -self.offset, _VALUE, _SIGHT).clamp(-_SIGHT_LIMIT, _SIGHT_LIMIT).T
+        row = self._row(at)
+        self.sight[row] = sight.double()
+        self.seen[row] = _seen_table()[sight.abs().clamp(max=8191)] * sight.sign()
+
+    def around(self, rows: Tensor, at: Tensor, kernel: int) -> Tensor:
+        """`seen` or `sight` in the kernel x kernel neighbourhoods of the blocks `at` (n,): (n, kernel² · C)."""
+        reach = torch.arange(kernel) - kernel // 2
+        taps = (reach[:, None] * self.stride + reach).flatten()
+        return rows.index_select(0, (self._row(at)[:, None] + taps).flatten()).view(len(at), -1)
