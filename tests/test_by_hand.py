@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 QUICK = {
     "2_vlm.ipynb": "p.vlm.steps = [2, 2]",
     "3_train.ipynb": "p.training.pretraining, p.training.fine_tuning, p.training.warmup = 2, 2, 1",
-    "4_evaluate.ipynb": "p.benchmark['rdo'].images = 1",
+    "4_evaluate.ipynb": "study.parameters.benchmark['rdo'].images = 1",
 }
 # the modules of the package that the notebook has imported in the end
 LAST = """

@@ -3,7 +3,6 @@ import hashlib
 import re
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -387,18 +386,6 @@ def test_sheets():
     assert [figure.axes[i].get_ylabel() for i in (0, 4)] == ["noisy", "hazy"]
     assert len(leaves_sheet([photo(0)], 2, 32, 0).axes) == 2
     matplotlib.pyplot.close("all")
-
-
-def test_notebook_is_thin_and_parameterised():
-    notebook = nbformat.read(ROOT / "notebooks" / "1_degrade.ipynb", as_version=nbformat.NO_CONVERT)
-    nbformat.validate(notebook)
-    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    names = {}
-    exec(tagged[0].source, names)
-    assert {"seed", "photos", "tasks", "degrade"} <= set(names)
-    assert not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
 
 
 def test_ready_made_pairs_drop_in(tmp_path):

@@ -4,6 +4,7 @@
 A project of one light stage is killed at more moments in tests/test_run.py.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -33,8 +34,12 @@ def _whole(clone):
     assert list((clone.profile / "results").rglob("*.tmp")) == []
 
 
-def kill(clone, stages, when) -> str:
-    """Make stages anew, and kill the process group of DVC as soon as `when(what it printed)` holds; what it printed."""
+def kill(clone, stages, when, orphans=False) -> str:
+    """Make stages anew, and kill the process group of DVC as soon as `when(what it printed)` holds; what it printed.
+
+    Args:
+        orphans: kill also what is not in the group: kernels, which see only after a second that their runner is dead.
+    """
     log = clone.folder / ".run.log"
     targets = [f"{SMOKE}:{stage}" for stage in stages]
     with open(log, "w") as out:
@@ -47,6 +52,9 @@ def kill(clone, stages, when) -> str:
             time.sleep(0.002)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
+        for number in running(f"LLICM_RUN={clone.profile}/.run/") if orphans else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         process.wait()
         text = log.read_text()
         log.unlink()
@@ -61,7 +69,7 @@ def again(clone, *stages) -> str:
 
 def test_in_training_after_a_checkpoint_it_resumes(clone):
     scratch = clone.profile / ".run/scratch"
-    kill(clone, ["train@rdo"], lambda _: any(scratch.glob("train-rdo-*.pt")))
+    kill(clone, ["train@rdo"], lambda _: any(scratch.glob("train-rdo-*.pt")), orphans=True)
     (checkpoint,) = scratch.glob("train-rdo-*.pt")
     assert not (clone.profile / "executed/3_train-rdo.ipynb").exists()
     assert set(clone.stale()) >= {"train@rdo"}  # nothing half-made passes for whole
@@ -76,17 +84,16 @@ def test_midway_in_an_evaluation_it_goes_on(clone):
     assert 0 < len(finished) < 12
     assert "evaluate@rdo" in clone.stale()
     assert "12/12" in again(clone, "evaluate@rdo")
-    mark = f"LLICM_RUN={clone.profile}/.run/4_evaluate-rdo.lock".encode()
-    assert not [path for path in environments() if mark in path], "workers of the killed run are alive"
+    mark = f"LLICM_RUN={clone.profile}/.run/4_evaluate-rdo.lock"
+    assert not list(running(mark)), "workers of the killed run are alive"
 
 
-def environments():
+def running(mark):
+    """Numbers of processes in whose environment is this text."""
     for process in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
-        try:
-            with open(f"/proc/{process}/environ", "rb") as file:
-                yield file.read()
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), open(f"/proc/{process}/environ", "rb") as file:
+            if mark.encode() in file.read():
+                yield int(process)
 
 
 def test_while_figures_are_drawn(clone):

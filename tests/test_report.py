@@ -468,7 +468,7 @@ def test_every_section_writes_its_files(study, tmp_path):
     assert "| noisy | rdo → restorer | -50.0% [-50.0, -50.0] |" in sections.headline(study, table)
     assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
     assert sections.hidden(study).is_file()
-    assert sections.extra_sets(study, ["jpeg"]) == "No further sets in these parameters.\n"
+    assert sections.extra_sets(study) == "No further sets in these parameters.\n"
     assert "both embeddings: no difference shown" in sections.ablation(study)
     assert sections.specialists(study) == "No specialists in these parameters.\n"
     assert sections.diffusion_steps(study).is_file()

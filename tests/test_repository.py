@@ -25,7 +25,9 @@ def test_every_profile_has_the_one_pipeline():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebooks_hold_no_outputs_and_one_parameters_cell(path):
-    nb = nbformat.read(path, 4)
+    nb = nbformat.read(path, nbformat.NO_CONVERT)
+    nbformat.validate(nb)
+    assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
     for cell in nb.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [], "strip the outputs: nbstripout --keep-id"

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from llicm.cli.common import METRICS, PATH, CommaList, InOrder, dataset_names, names_in_params, offer, print_result
+from llicm.errors import UserError
 
 CHECKS = ("lock", "history", "hashes", "notebooks", "readme", "shown", "weights", "figures")
 
@@ -76,6 +77,8 @@ def vlm_convert(source: str, target: str, model: str) -> None:
     """
     from llicm.vlm.checkpoint import convert
 
+    if Path(target).suffix != ".safetensors":  # before the weights are read
+        raise UserError(f"{target}: the file to write must have the suffix .safetensors")
     convert(source, target, model)
 
 

@@ -28,6 +28,7 @@ import contextlib  # noqa: E402
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
+import logging  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
@@ -195,6 +196,8 @@ def _environment(values: dict) -> dict[str, str]:
 def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat.NotebookNode:
     import papermill
 
+    # A kernel that ends may leave a task of its connection pending, of which asyncio tells on the console.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     tee = _Tee(log, sys.stderr)
     try:
         return papermill.execute_notebook(
