@@ -9,6 +9,12 @@ from llicm.parameters import Parameters, read, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "profiles/smoke/params.yaml"
+CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
+DIRECT = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
+IRSDE = {
+    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "shrinkage": True, "scaling": "balanced",
+    "predicts": "x0", "steps": 2, "mode": "posterior", "memory": None,
+}  # fmt: skip
 
 
 def start(**files: str) -> dict[str, str]:

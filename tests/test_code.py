@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from cells import code, notebook
 
 from llicm.errors import UserError
 from llicm.parameters import load
@@ -20,17 +21,6 @@ from llicm.pipeline.code import check_folders, closure, notebooks_of, stages_of,
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src/llicm").rglob("*.py"))
-
-
-def code(source, *tags):
-    cell = nbformat.v4.new_code_cell(source)
-    if tags:
-        cell.metadata["tags"] = list(tags)
-    return cell
-
-
-def notebook(*cells):
-    return nbformat.v4.new_notebook(cells=list(cells))
 
 
 # --- notebooks ---------------------------------------------------------------------------------------------

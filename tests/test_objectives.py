@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from small import CODEC, DIRECT, IRSDE
 
 from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.objectives import DISTANCES, Objective, bits_per_pixel, distance
 from llicm.registry import CODECS, RESTORERS
 
-CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
-RESTORER = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
-IRSDE = {
-    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "shrinkage": True, "scaling": "balanced",
-    "predicts": "x0", "steps": 2, "mode": "posterior", "memory": None,
-}  # fmt: skip
 RESTORE = {"gamma": 0.01, "perception": {"log_mse": 1.0}}
 RPO = {"alpha": 0.1, "beta": 1.0, "gamma": 1.0, "distortion": {"mse": 1.0}, "perception": {"log_mse": 1.0}}
 
@@ -66,7 +61,7 @@ def test_rate_counts_the_bits_of_all_latents():
 
 def test_objective_is_the_stated_sum(batch):
     x, ideal = batch
-    out = system_of(RESTORER)(x, torch.tensor([0.0, 3.0]))
+    out = system_of(DIRECT)(x, torch.tensor([0.0, 3.0]))
     lmbda = torch.tensor([0.002, 0.07])
     loss, bpp = Objective(**RPO)(out, x, ideal, lmbda)
     mean = (0.002 * 0.07) ** 0.5
@@ -81,7 +76,7 @@ def test_objective_is_the_stated_sum(batch):
 
 def test_perception_term_reaches_the_encoder(batch):
     x, ideal = batch
-    system = system_of(RESTORER)
+    system = system_of(DIRECT)
     pure = Objective(gamma=1.0, perception={"log_mse": 1.0})
     pure(system(x, torch.tensor([1.0, 2.0]), fork=pure.fork), x, ideal, None)[0].backward()
     assert system.codec.decide[-1].weight.grad.abs().sum() > 0
@@ -119,7 +114,7 @@ def test_the_fork_limits_the_pull_of_perception(alpha, gamma):
 def test_perception_counts_for_the_codec_by_the_level(batch):
     """Where it is not limited, P pulls the codec as in lambda · gamma · P, divided by the square root like the rest."""
     x, ideal = batch
-    system, lmbda = system_of(RESTORER), torch.tensor([0.002, 0.07])
+    system, lmbda = system_of(DIRECT), torch.tensor([0.002, 0.07])
     gradients = []
     system.codec.register_forward_hook(lambda *call: call[-1]["x_hat"].register_hook(gradients.append) and None)
     objective = Objective(0.0, 1.0, 1.0, {}, {"mse": 1.0})
@@ -134,7 +129,7 @@ def test_perception_counts_for_the_codec_by_the_level(batch):
 def pull_on_decoded(batch, alpha, gamma):
     """Norm of the gradient on each decoded image, for the same images and weights; distances in P count a million."""
     x, ideal = batch
-    system, seen = system_of(RESTORER), []
+    system, seen = system_of(DIRECT), []
     system.codec.register_forward_hook(
         lambda module, inputs, output: output["x_hat"].register_hook(seen.append) and None
     )
@@ -173,6 +168,6 @@ def test_the_diffusion_restorers_own_loss_is_part_of_the_objective(batch):
     loss, _ = Objective(0.0, 0.0, 0.01, {}, {"log_mse": 1.0}, 3.0)(output, x, ideal, None)
     by_hand = 0.01 * DISTANCES["log_mse"](output.enhanced, ideal) + 3 * output.diffusion
     assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
-    direct = LLICM(None, RESTORERS.make(**RESTORER))
+    direct = LLICM(None, RESTORERS.make(**DIRECT))
     with pytest.raises(UserError, match="delta needs a restorer named irsde"):
         Objective(delta=1.0)(direct(x, ideal=ideal), x, ideal, None)

@@ -17,23 +17,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from cells import code, notebook
 
 from llicm.pipeline import run
 from llicm.pipeline.code import strip
 from llicm.provenance.lineage import nest
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def code(source, *tags):
-    cell = nbformat.v4.new_code_cell(source)
-    if tags:
-        cell.metadata["tags"] = list(tags)
-    return cell
-
-
-def notebook(*cells):
-    return nbformat.v4.new_notebook(cells=list(cells))
 
 
 # --- a throwaway project ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from small import DIRECT
 
 from llicm.benchmark.runners import Clock, load_runners
 from llicm.errors import UserError
@@ -14,8 +15,6 @@ from llicm.registry import CODECS, RESTORERS
 from llicm.restore.direct import AFFINE_SCALE
 from llicm.vlm.conditioner import Oracle
 from llicm.weights import load_part, save_part
-
-DIRECT = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
 
 
 def brightening(by, **more):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import start, study
+from small import CODEC, DIRECT, IRSDE, start, study
 
 from llicm.data.stream import PairStream
 from llicm.errors import UserError
@@ -23,12 +23,6 @@ from llicm.vlm.context import Context
 from llicm.weights import load_part
 
 TASKS = ["noisy", "hazy"]
-CODEC = {"name": "mean-scale", "N": 8, "M": 12, "lambdas": [0.002, 0.007, 0.02, 0.07]}
-DIRECT = {"name": "direct", "width": 8, "blocks": [1, 1, 1]}
-IRSDE = {
-    "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "shrinkage": True, "scaling": "balanced",
-    "predicts": "x0", "steps": 2, "mode": "posterior", "memory": None,
-}  # fmt: skip
 TRAINING = {
     "batch": 4, "crop": 64, "pretraining": 4, "fine_tuning": 4, "lr": 1e-3, "warmup": 2, "precision": "fp32",
     "log_every": 2, "checkpoint_every": 2, "hint_share": 0.5,

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import ast  # noqa: E402
 import functools  # noqa: E402
-import hashlib  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
@@ -28,11 +27,13 @@ from collections.abc import Iterable, Iterator  # noqa: E402
 from importlib import metadata  # noqa: E402
 
 import nbformat  # noqa: E402
+from packaging.utils import canonicalize_name  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
 from llicm.methods import NONE  # noqa: E402
 from llicm.parameters import Model, Parameters, load  # noqa: E402
+from llicm.provenance.lineage import digest  # noqa: E402
 
 __all__ = ["closure", "manifest", "notebooks_of", "strip", "write_code"]
 
@@ -182,7 +183,7 @@ def closure(names: Iterable[str]) -> tuple[dict[str, Path], set[str]]:
 def pins(path: Path) -> dict[str, str]:
     """Versions in a requirements file, by normalised name."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", path.read_text(encoding="utf-8"), re.M)
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+    return {canonicalize_name(name): version for name, version in found}
 
 
 def manifest(notebook: nbformat.NotebookNode, parts: Iterable[str], pinned: dict[str, str], root: Path) -> dict:
@@ -197,10 +198,10 @@ def manifest(notebook: nbformat.NotebookNode, parts: Iterable[str], pinned: dict
     packages = {}
     for name in others:
         for distribution in _distributions().get(name, ()):
-            key = re.sub(r"[-_.]+", "-", distribution).lower()
+            key = canonicalize_name(distribution)
             packages[key] = pinned.get(key) or metadata.version(distribution)
     return {
-        "modules": {name: hashlib.md5(files[name].read_bytes()).hexdigest() for name in sorted(files)},
+        "modules": {name: digest(files[name]) for name in sorted(files)},
         "packages": dict(sorted(packages.items())),
     }
 

@@ -28,7 +28,6 @@ import contextlib  # noqa: E402
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
-import logging  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
@@ -42,7 +41,7 @@ import nbformat  # noqa: E402
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
 from llicm.provenance.git import GitError, git  # noqa: E402
-from llicm.provenance.lineage import nest  # noqa: E402
+from llicm.provenance.lineage import digest, nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
 __all__ = ["inputs", "normalise", "run"]
@@ -146,8 +145,7 @@ def inputs(name: str):
 def _check_code(manifest: Path) -> None:
     """The modules must still be those of the manifest, which the stage `code` wrote."""
     for module, md5 in json.loads(manifest.read_text(encoding="utf-8"))["modules"].items():
-        path = SOURCE.parent / module
-        if path.is_file() and hashlib.md5(path.read_bytes()).hexdigest() != md5:
+        if digest(SOURCE.parent / module) not in (md5, None):  # None: a part outside the package
             raise UserError(f"{module}: changed since the stage code wrote {manifest}; run `dvc repro` again")
 
 
@@ -196,8 +194,6 @@ def _environment(values: dict) -> dict[str, str]:
 def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat.NotebookNode:
     import papermill
 
-    # A kernel that ends may leave a task of its connection pending, of which asyncio tells on the console.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     tee = _Tee(log, sys.stderr)
     try:
         return papermill.execute_notebook(
