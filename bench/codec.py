@@ -5,7 +5,12 @@
     python bench/codec.py --codec mean-scale --photos FOLDER ... --test FOLDER --out .run/codec
 
 Both get the same crops, level by level, so that what is compared are the codecs. The loop is that of the study; a run
-that was stopped goes on from its last checkpoint. Results are written as JSON, weights beside them.
+that was stopped goes on from its last checkpoint. Results are written as JSON, weights beside them. For a long run:
+
+    python bench/codec.py --codec context --updates 40000 --ema 0.999 --compile --threads 1 --photos FOLDER ... \\
+        --arguments '{"M": 384, "lambdas": [0.0006, 0.0016, 0.004, 0.01, 0.025, 0.07, 0.2]}'
+
+The same command with --now evaluates its last checkpoint as it is, while it runs or when it was stopped.
 """
 
 import argparse
@@ -78,26 +83,42 @@ class Crops:
 def train(name: str, a: argparse.Namespace) -> tuple[object, dict]:
     """The trained codec, and what training took."""
     path, log = a.out / f"{name}-{a.updates}.safetensors", a.out / f"{name}-{a.updates}.log.json"
-    if path.exists():
+    if path.exists() and not a.now:
         return load_part("codec", path), json.loads(log.read_text())
     photos = read(a.photos)
     photos = [photo for photo in photos if min(photo.shape[1:]) >= 128]
     torch.manual_seed(0)
-    arguments = load(ROOT / "params.yaml").models["rdo"].codec.model_dump() | {"name": name}
+    arguments = load(ROOT / "params.yaml").models["rdo"].codec.model_dump() | {"name": name} | a.arguments
     codec = CODECS.make(**arguments)
-    if hasattr(codec, "measure"):
+    if hasattr(codec, "measure") and not a.now:
         codec.measure([photo / 255 for photo in photos[:: max(len(photos) // 100, 1)]])
     trainer = Trainer(
         LLICM(codec, None), ["codec"], Objective(alpha=1.0, beta=1.0, distortion={"mse": 1.0}),
         Crops(photos, 128, 12), ["clean"], steps=a.updates, warmup=200, lr=a.lr, max_grad_norm=1.0, precision="bf16",
-        seed=0, log_every=100,
+        seed=0, log_every=100, average=a.ema,
     )  # fmt: skip
-    described = {"codec": arguments, "updates": a.updates, "lr": a.lr, "photos": [str(f) for f in a.photos]}
+    if a.compile:  # with the random numbers of a run without
+        codec.compile(dynamic=False, options={"fallback_random": True})
+    described = {
+        "codec": arguments,
+        "updates": a.updates,
+        "lr": a.lr,
+        "ema": a.ema,
+        "compile": a.compile,
+        "photos": [str(f) for f in a.photos],
+    }
     checkpoint = Checkpoint(f"codec-{name}", described, code=[ROOT / "src/llicm/codec"], root=a.out / "checkpoints")
     if (saved := checkpoint.load()) is not None:
         trainer.restore(saved)
     started, first = time.process_time(), trainer.step
-    rows = trainer.run(None, checkpoint, 200)
+    if a.now:
+        if saved is None:
+            raise SystemExit(f"{checkpoint.path}: no checkpoint yet")
+        trainer.use_average()
+        codec.update()
+        return codec.eval(), {"photos": len(photos), "cpu_seconds_an_update": None}
+    rows = trainer.run(None, checkpoint, 500)
+    trainer.use_average()
     pace = (time.process_time() - started) / max(trainer.step - first, 1)
     codec.update()
     save_part(codec, path)
@@ -141,7 +162,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=ROOT / ".run" / "codec")
+    parser.add_argument("--ema", type=float, default=0.0, help="decay of the average of the weights, e.g. 0.999")
+    parser.add_argument("--compile", action="store_true", help="minutes at the start; an update then takes less time")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--arguments", type=json.loads, default={}, help="JSON, over those of params.yaml")
+    parser.add_argument("--now", action="store_true", help="evaluate the last checkpoint; train nothing")
     a = parser.parse_args()
+    torch.set_num_threads(a.threads)
     a.out.mkdir(parents=True, exist_ok=True)
     codec, taken = train(a.codec, a)
     images = [photo / 255 for photo in read([a.test])[:: a.every]]
@@ -160,7 +187,8 @@ def main() -> None:
         print(f"{a.codec} against {name}: BD-rate {found.reason if found.rate is None else f'{found.rate:.2f}%'}")
     result = {"codec": a.codec, "updates": a.updates, "test": len(images), "bd_rate": rates, "curves": curves}
     result |= {"cpu_seconds_an_update": taken["cpu_seconds_an_update"], "photos": taken["photos"]}
-    write_atomically(a.out / f"{a.codec}-{a.updates}.json", json.dumps(result, indent=1).encode())
+    suffix = "-now" if a.now else ""
+    write_atomically(a.out / f"{a.codec}-{a.updates}{suffix}.json", json.dumps(result, indent=1).encode())
 
 
 if __name__ == "__main__":

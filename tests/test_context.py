@@ -210,6 +210,47 @@ def test_training_goes_through_the_same_passes(codec):
     assert out["likelihoods"]["y"].shape == (1, 24, 8, 12) and out["likelihoods"]["z"].shape == (1, 8, 2, 3)
 
 
+def plain_passes(codec, y, unit, context):
+    """The definition: every network at every block, and a mask for what a pass decodes."""
+    decoded, likelihoods = [], []
+    for k, part in enumerate(codec._slices):
+        y_k, u, known, scale, mean = y[:, part], unit[:, part], 0 * y[:, part], 0.0, 0.0
+        for p, at in enumerate(places(PASSES[k], *y.shape[-2:])):
+            mask = torch.zeros(y[0, 0].numel()).index_fill(0, at, 1.0).view(y.shape[-2:])
+            c = context + codec.near[k][p - 1](context_seen(known)) if p else context
+            log_scale, here = codec.heads[k][p](c.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).chunk(2, 1)
+            here = u * (here + (codec.linear[k][p - 1](known) if p and k < context_predicted else 0))
+            rounded = (y_k - here).detach().round() + (y_k - here) - (y_k - here).detach() + here
+            known, mean = known + mask * rounded / u, mean + mask * here
+            scale = scale + mask * u * torch.exp2(log_scale.clamp(-14, 8))
+        likelihoods.append(codec._likelihood(y_k - mean, scale))
+        decoded.append(known * u)
+        if k + 1 < len(codec.groups):
+            context = context + codec.after[k](context_seen(known))
+    return torch.cat(decoded, 1), torch.cat(likelihoods, 1)
+
+
+context_seen, context_predicted = context._seen, context.PREDICTED
+
+
+def test_losses_are_those_of_the_plain_implementation(codec):
+    generator = torch.Generator().manual_seed(0)
+    y, features = 3 * torch.randn(2, 24, 8, 12, generator=generator), torch.randn(2, 32, 8, 12, generator=generator)
+    unit, found = torch.rand(2, 24, 1, 1, generator=generator) + 0.5, []
+    for passes in (codec._train_passes, lambda *a: plain_passes(codec, *a)):
+        y_, features_ = y.clone().requires_grad_(), features.clone().requires_grad_()
+        y_hat, likelihoods = passes(y_, unit, features_)
+        (y_hat.square().mean() - likelihoods.log2().mean()).backward()
+        found.append((y_hat.detach(), likelihoods.detach(), y_.grad, features_.grad))
+    for ours, plain in zip(*found, strict=True):  # a rounding may turn where sums differ in their last bits
+        assert ((ours - plain).abs() > 1e-4 * plain.abs().max()).float().mean() < 0.01
+
+
+def test_likelihood_of_the_hyper_latent_is_compressais(codec):
+    z = 5 * torch.randn(3, 8, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(codec._hyper_likelihood(z), codec.eb_z(z)[1])
+
+
 def test_gradient_reaches_every_parameter():
     codec = fresh()
     with torch.no_grad():

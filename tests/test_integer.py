@@ -156,3 +156,14 @@ def test_training_sees_the_integers_that_coding_uses():
         assert torch.equal(codec.h_s(z), trained)
     trained.sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in codec.h_s.parameters())
+
+
+def test_the_gradient_of_an_activation_is_that_of_compressais():
+    from compressai.layers import QReLU
+
+    x = torch.linspace(-20, 300, 3000, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    weight = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    (activate(x / ACTIVATION_UNIT) * weight).sum().backward()
+    (QReLU.apply(y, 8, 100) * weight).sum().backward()
+    assert torch.allclose(x.grad, y.grad, atol=1e-5)

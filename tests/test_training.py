@@ -179,6 +179,35 @@ def test_an_interrupted_run_ends_in_the_same_bytes(train, tmp_path, saves):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_the_average_of_the_weights_is_kept_beside_them_and_resumed(photos):
+    """Its decay begins small; a resumed run has the same; without one the weights stay as they are."""
+
+    def begin(average):
+        torch.manual_seed(0)
+        return loop(photos, LLICM(CODECS.make(**RDO["codec"]), None), ["codec"], Objective(beta=1.0), average=average)
+
+    whole, seen = begin(0.5), []
+    wanted = [p.clone() for p in whole.parameters["codec"]]
+    for step in range(3):
+        whole.run(until=step + 1)
+        seen.append([p.detach().clone() for p in whole.parameters["codec"]])
+        decay = min(0.5, (step + 1) / (step + 10))
+        wanted = [decay * old + (1 - decay) * new for old, new in zip(wanted, seen[-1], strict=True)]
+    first, second = begin(0.5), begin(0.5)
+    first.run(until=2)
+    second.restore(first.state())
+    second.run()
+    for trainer in (whole, second):
+        trainer.use_average()
+        for weight, average in zip(trainer.parameters["codec"], wanted, strict=True):
+            assert torch.allclose(weight, average, atol=1e-6)
+    assert any(not torch.equal(a, b) for a, b in zip(wanted, seen[-1], strict=True))
+    plain = begin(0.0)
+    plain.run()
+    plain.use_average()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters["codec"], seen[-1], strict=True))
+
+
 def test_checkpoints_are_where_the_log_has_a_row(photos, tmp_path):
     parameters = study({"rdo": RDO}, OBJECTIVES, tasks=TASKS, data=DATA, training=TRAINING | {"checkpoint_every": 3})
     with pytest.raises(UserError, match="checkpoint_every must be a multiple of training.log_every"):

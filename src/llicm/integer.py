@@ -12,24 +12,43 @@ Training runs the very same forward pass and rounds with a straight-through grad
 Source: Ballé, Johnston, Minnen, "Integer networks for data compression with latent-variable models", ICLR 2019.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from compressai.layers import QReLU
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
 __all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate"]
 
-ACTIVATION_BITS = 8
+_ACTIVATION = 255
 ACTIVATION_UNIT = 32  # integer activations count in 1/32
 _EXACT = 1 << 24  # float32 holds all integers up to this
 _BIAS = 1 << 22
 _WEIGHT = 127
 
 
+class _Activation(torch.autograd.Function):
+    """Numbers to integers 0 to 255. A gradient fades soon outside of the range, as Ballé et al. have it.
+
+    (compressai's `QReLU` is the same; it picks elements by a mask, which no compiler can join to what is around it.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, _ACTIVATION).round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        faded = torch.exp(-(0.9943258522851727**100) * (2.0 * x / _ACTIVATION - 1).abs() ** 100)
+        return grad * torch.where((x < 0) | (x > _ACTIVATION), faded, 1.0)
+
+
 def activate(x: Tensor) -> Tensor:
-    """Real pre-activations to integers 0 to 255 that count in 1/32, with a gradient (compressai's QReLU)."""
-    return quantize_ste(QReLU.apply(x * ACTIVATION_UNIT, ACTIVATION_BITS, 100))
+    """Real pre-activations to integers 0 to 255 that count in 1/32, with a gradient."""
+    return _Activation.apply(x * ACTIVATION_UNIT)
 
 
 class IntegerConv(nn.Module):

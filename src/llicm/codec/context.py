@@ -117,16 +117,17 @@ def places(passes: int, height: int, width: int) -> tuple[Tensor, ...]:
     Two are a checkerboard. Three take one block in four, the one across from it, and the rest; five begin with one in
     sixteen, and each then stands in the middle of four that are known, or two.
     """
-    i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    odd, both_even, both_odd = (i + j) % 2 == 1, (i % 2 == 0) & (j % 2 == 0), (i % 2 == 1) & (j % 2 == 1)
+    grid = torch.arange(height * width).view(height, width)
+
+    def lattices(step: int, *starts: tuple[int, int]) -> Tensor:
+        return torch.cat([grid[i::step, j::step].flatten() for i, j in starts]).sort().values
+
+    even, odd, rest = lattices(2, (0, 0)), lattices(2, (1, 1)), lattices(2, (0, 1), (1, 0))
     if passes == 2:
-        masks = [~odd, odd]
-    elif passes == 3:
-        masks = [both_even, both_odd, odd]
-    else:
-        first, second = (i % 4 == 0) & (j % 4 == 0), (i % 4 == 2) & (j % 4 == 2)
-        masks = [first, second, both_even & ~first & ~second, both_odd, odd]
-    return tuple(mask.flatten().nonzero()[:, 0] for mask in masks)
+        return lattices(2, (0, 0), (1, 1)), rest
+    if passes == 3:
+        return even, odd, rest
+    return lattices(4, (0, 0)), lattices(4, (2, 2)), lattices(4, (0, 2), (2, 0)), odd, rest
 
 
 class _Swish(torch.autograd.Function):
@@ -387,7 +388,7 @@ class ContextCodec(CompressionModel):
         y = self._analyse(x, level, gain)
         z = self.h_a(squash(y)).float()
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
-            _, z_likelihoods = self.eb_z(z)
+            z_likelihoods = self._hyper_likelihood(z)
         place = (_PLACE * self.relative_level(level)).round()
         context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place)
         y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context)
@@ -436,6 +437,15 @@ class ContextCodec(CompressionModel):
     @staticmethod
     def _rows(planes: Tensor) -> Tensor:
         return planes.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def _hyper_likelihood(self, z: Tensor) -> Tensor:
+        """What `eb_z(z)` gives, without its NumPy, which `torch.compile` would stop at."""
+        rows = z.permute(1, 0, 2, 3)
+        values = self.eb_z.quantize(
+            rows.reshape(len(rows), 1, -1), "noise" if self.training else "dequantize", self.eb_z._get_medians()
+        )
+        likelihood = self.eb_z.likelihood_lower_bound(self.eb_z._likelihood(values)[0])
+        return likelihood.view(rows.shape).permute(1, 0, 2, 3)
 
     def _likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Of a residual (rounded; in training with uniform noise) under a Laplace distribution of this deviation."""

@@ -64,6 +64,7 @@ class Trainer:
         hint_share: share of the crops whose degradation is named in words, so that users can name it later.
         transcoder: codecs in place of the system's own, which it then lacks; or None.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
+        average: decay of the moving average of the weights that `use_average` puts in their place; 0 for none.
         seed: of the quantisation noise, the levels and the hints. log_every: updates between two rows of the log.
 
     Raises:
@@ -74,6 +75,7 @@ class Trainer:
         self, system: LLICM, trains: Sequence[str], objective: Objective, stream: PairStream, tasks: Sequence[str], *,
         steps: int, warmup: int, lr: float, max_grad_norm: float, precision: str, seed: int, log_every: int,
         first: int = 0, hint_share: float = 0.0, transcoder: Transcoder | None = None,
+        average: float = 0.0,
     ):  # fmt: skip
         wrong = sorted(set(trains) - {"codec", "restorer"})
         if wrong:
@@ -98,7 +100,9 @@ class Trainer:
             name: [p for key, p in part.named_parameters() if not key.endswith("quantiles")]
             for name, part in self.parts.items()
         }
-        optimizer = torch.optim.Adam([p for part in self.parameters.values() for p in part], lr=lr, betas=(0.9, 0.99))
+        trained = [p for part in self.parameters.values() for p in part]
+        optimizer = torch.optim.Adam(trained, lr=lr, betas=(0.9, 0.99), foreach=True)
+        self.decay, self.average = average, [p.detach().clone() for p in trained] if average else []
         self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
         self.step, self.rows, self.window = first, [], []  # type: int, list[dict], list[dict]
         self.pretrained: dict[str, dict[str, Tensor]] | None = None
@@ -160,6 +164,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.decay:  # slower than the mean of all weights so far, so that the first ones are soon forgotten
+            weights = [p.detach() for part in self.parameters.values() for p in part]
+            torch._foreach_lerp_(self.average, weights, 1 - min(self.decay, self.step / (self.step + 9)))
         single = batch.task.where(batch.second < 0, -1)  # the log is by task; a mixed row is of none
         self.window.append(_measure(loss, bpp, output, x, ideal, single))
         self.seconds["data"] += loaded - started
@@ -207,11 +214,19 @@ class Trainer:
             name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in self.parts.items()
         }
 
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the average of the weights in their place, for use; training then does not go on from there."""
+        weights = [p for part in self.parameters.values() for p in part]
+        for weight, average in zip(weights, self.average, strict=bool(self.decay)):
+            weight.copy_(average)
+
     def state(self) -> dict:
         """Everything a resumed run needs to end in the same bytes."""
         return {
             "step": self.step, "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "optimizer": self.optimizer.state_dict(), "rows": json.dumps(self.rows), "pretrained": self.pretrained,
+            "average": self.average,
         }  # fmt: skip
 
     def restore(self, state: dict) -> None:
@@ -220,6 +235,7 @@ class Trainer:
             part.load_state_dict(state["parts"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.rows, self.pretrained = state["step"], json.loads(state["rows"]), state["pretrained"]
+        self.average = state["average"]
 
 
 @torch.no_grad()
