@@ -147,7 +147,7 @@ def test_a_codec_without_tables_says_so(image):
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (16385, 1), (9000, 9000)])
 def test_impossible_sizes_are_refused_before_anything_is_computed(codec, size):
-    with pytest.raises(ValueError, match="pixels"):
+    with pytest.raises(ValueError, match="pixels|expected a picture"):
         codec.compress(torch.zeros(1).expand(3, *size), 1)
 
 

@@ -285,7 +285,7 @@ def test_picture_too_large():
         CONVENTIONAL["webp"].compress(torch.zeros(3, 1, 16384), 50)
     with pytest.raises(UserError, match="heic cannot write a picture of 16384x4097 pixels; 67108864 are the limit"):
         CONVENTIONAL["heic"].compress(torch.zeros(1).expand(3, 4097, 16384), 30)
-    with pytest.raises(ValueError, match="one image"):
+    with pytest.raises(ValueError, match="expected a picture"):
         CONVENTIONAL["jpeg"].compress(torch.zeros(3, 0, 5), 50)
 
 

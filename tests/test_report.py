@@ -21,6 +21,7 @@ from llicm.report.comparisons import (
     budgets,
     disagreements,
     headline,
+    headline_numbers,
     headline_tests,
     mean_points,
     of_role,
@@ -47,7 +48,6 @@ from llicm.report.tables import (
     write_compressai,
 )
 from llicm.report.timing import write_runs, write_timing
-from llicm.report.writing import write_json
 from llicm.weights import save_part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,26 +93,27 @@ def table(records):
 
 
 def test_headline_numbers(records, table):
-    numbers = summary(records, table, METHODS, TASKS, COMPARISONS)
-    against = numbers["llicm_against_codec_then_restorer"]
-    assert against["bd_rate"] == {"noisy": pytest.approx(-50), "hazy": pytest.approx(-50)}
-    assert against["bd_rate_mean"] == pytest.approx(-50) and against["bd_rate_tasks"] == 2
-    assert against["bd_psnr_mean"] == pytest.approx(2)
-    assert numbers["llicm_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "rdo>restorer")
-    assert numbers["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
-    json.dumps(numbers, allow_nan=False)
+    found = summary(table, METHODS, TASKS, COMPARISONS)
+    against = found[found["comparison"] == "llicm_against_codec_then_restorer"]
+    assert against["task"].tolist() == [*TASKS, "mean"]
+    assert against["bd_rate"].tolist() == [pytest.approx(-50)] * 3 and against["bd_psnr"].iloc[-1] == pytest.approx(2)
+    strongest = found[found["comparison"] == "llicm_against_strongest"].set_index("task")["anchor"]
+    assert strongest.to_dict() == dict.fromkeys(TASKS, "rdo>restorer") | {"mean": "strongest"}
+    gains = restoration(records, TASKS)["gain"]
+    numbers = headline_numbers(found, gains, "llicm")
+    assert list(numbers)[:2] == ["llicm_against_strongest.bd_rate", "llicm_against_strongest.bd_psnr"]
+    assert len(numbers) == 5 and numbers["restorer_gain_db"] == 4.5
+    many = pd.concat(
+        [found.assign(comparison=found["comparison"] + end, test=f"llicm{end}") for end in ("-a", "", "-b")]
+    )
+    kept = headline_numbers(many, gains, "llicm")
+    assert len(kept) == 7 and list(kept)[:4] == list(numbers)[:4]
+    undefined = headline_numbers(found.assign(bd_rate=np.nan), gains, "llicm")
+    assert set(undefined) == {name for name in numbers if not name.endswith("bd_rate")}, (
+        "what does not exist is left out"
+    )
     with pytest.raises(UserError, match="no comparison of llicm with webp on noisy"):
-        summary(records, table, METHODS, TASKS, {"a": ["llicm", "webp"]})
-
-
-def test_undefined_numbers_are_null_and_json_has_no_nan(records, table, tmp_path):
-    undefined = table.assign(bd_rate=np.nan)
-    numbers = summary(records, undefined, METHODS, TASKS, COMPARISONS)["llicm_against_strongest"]
-    assert numbers["bd_rate_mean"] is None and numbers["bd_rate"] == dict.fromkeys(TASKS)
-    for number in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_json({"a": number}, tmp_path / "a.json")
-    assert not list(tmp_path.iterdir())
+        summary(table, METHODS, TASKS, {"a": ["llicm", "webp"]})
 
 
 def test_other_comparisons_are_told_in_words(records):
@@ -121,7 +122,8 @@ def test_other_comparisons_are_told_in_words(records):
     anchors = ["jpeg", "rdo>restorer", "rdo>irsde"]
     found = bd_table(both, ["psnr"], ["llicm", "llicm-irsde"], anchors, TASKS)
     pairs = COMPARISONS | {"other": ["llicm-irsde", "rdo>irsde"]}
-    assert summary(both, found, METHODS, TASKS, pairs)["other"]["bd_rate_mean"] == pytest.approx(-50)
+    others = summary(found, METHODS, TASKS, pairs).set_index(["comparison", "task"])
+    assert others["bd_rate"]["other", "mean"] == pytest.approx(-50)
     text = results_markdown(both, found, TASKS, pairs, "llicm", INTROS)
     assert "(`llicm-irsde` against `rdo → irsde`): mean BD-rate -50.0% [-50.0, -50.0] over the 2 of 2 tasks" in text
     only = found[found["test"] == "llicm"]
@@ -336,9 +338,9 @@ def test_the_form_with_a_prefilter_has_its_own_headline(records, tmp_path):
     assert ours["bd_quality"].tolist() == pytest.approx([1.5] * 3)
     assert theirs["bd_quality"].tolist() == pytest.approx([2.5] * 3)
     assert table.groupby("test")["bd_rate_low"].apply(lambda v: v.notna().any()).all()
-    numbers = summary(records, table, methods, TASKS, pairs)
-    assert numbers["prefilter_against_strongest"]["anchor"] == dict.fromkeys(TASKS, "restorer>rdo>adapted")
-    assert numbers["other"]["bd_psnr_mean"] == pytest.approx(2.5)
+    numbers = summary(table, methods, TASKS, pairs).set_index(["comparison", "task"])
+    assert all(numbers["anchor"]["prefilter_against_strongest", task] == "restorer>rdo>adapted" for task in TASKS)
+    assert numbers["bd_psnr"]["other", "mean"] == pytest.approx(2.5)
     text = results_markdown(records, table, TASKS, pairs, "llicm", INTROS)
     assert "(`llicm-prefilter` against `restorer → rdo → adapted`): mean BD-rate" in text
 
@@ -466,7 +468,8 @@ def test_every_section_writes_its_files(study, tmp_path):
     table = sections.compare(study)
     assert "| jpeg |" in sections.results(study, table)
     assert "| noisy | rdo → restorer | -50.0% [-50.0, -50.0] |" in sections.headline(study, table)
-    assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == {"noisy": 4.5, "hazy": 4.5}
+    assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == 4.5
+    assert (study.tables / "comparisons.csv").is_file()
     assert sections.hidden(study).is_file()
     assert sections.extra_sets(study) == "No further sets in these parameters.\n"
     assert "both embeddings: no difference shown" in sections.ablation(study)

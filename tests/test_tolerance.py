@@ -14,6 +14,7 @@ from llicm.benchmark.records import write_records
 from llicm.errors import UserError
 from llicm.parameters import load
 from llicm.pipeline.tolerance import compare, findings, untrained
+from llicm.report.writing import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (("webp", "webp", "alone"), ("webp>restorer", "webp", "after"), ("llicm", "llicm", "after"))
@@ -31,8 +32,8 @@ def write(folder, change=lambda table: table, bd_psnr=0.5):
         for image in ("a", "b") for level in (0, 1) for metric, scale in (("psnr", 1.0), ("ssim", 0.03))
     ]  # fmt: skip
     write_records(change(pd.DataFrame(rows)), folder / "records.parquet")
-    numbers = {"llicm_against_strongest": {"anchor": {"noisy": "webp"}, "bd_psnr": {"noisy": bd_psnr}}}
-    (folder / "metrics.json").write_text(json.dumps(numbers))
+    row = {"comparison": "llicm_against_strongest", "task": "noisy", "bd_psnr": bd_psnr}
+    write_csv(pd.DataFrame([row]), folder / "tables/comparisons.csv")
     return folder
 
 
@@ -125,9 +126,9 @@ def test_the_command(tmp_path, capsys):
     shutil.rmtree(tmp_path / "results")
     write(tmp_path / "results", altered("llicm", "value", plus=2.0))  # as a run here would leave it
     assert cli.main(["audit", "--tolerance", *root]) == 1
-    (tmp_path / "results/metrics.json").unlink()
+    (tmp_path / "results/tables/comparisons.csv").unlink()
     assert cli.main(["audit", "--tolerance", *root]) == 1
-    assert "results/metrics.json: no such file; run `dvc repro`" in capsys.readouterr().err
+    assert "results/tables/comparisons.csv: no such file; run `dvc repro`" in capsys.readouterr().err
     assert cli.main(["audit", "--against", str(other), *root]) == 2
     assert cli.main(["audit", "--tolerance", "--checks", "lock", *root]) == 2
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
 from llicm.errors import UserError
+from llicm.limits import as_pictures
 
 __all__ = ["CLEAN", "DEGRADATIONS", "IN_ORDER", "LEVELS", "degrade", "linear_to_srgb", "srgb_to_linear"]
 
@@ -419,19 +420,18 @@ _Batched = Callable[[Tensor, float | Tensor, Generator], Tensor]
 
 def _batched(word: str, single: _Single) -> _Batched:
     def function(images: Tensor, severity: float | Tensor, generator: Generator) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}")
+        images = as_pictures(images)
         severities = torch.as_tensor(severity, dtype=torch.float64).expand(len(images)).tolist()
         if any(not 0 <= s <= 1 for s in severities):
             raise ValueError(f"severity must lie in [0, 1], not {severities}")
-        pairs = zip(images.float(), severities, strict=True)
+        pairs = zip(images, severities, strict=True)
         return torch.stack([single(image, _at(word, s), generator) for image, s in pairs]).clamp_(0, 1)
 
     function.__name__ = function.__qualname__ = word.replace("-", "_")
     function.__doc__ = (
         f"{single.__doc__}\n\n    Images (N, 3, H, W) in [0, 1], severity a number or (N,) in [0, 1]; returns the same "
         f"shape in [0, 1].\n    Physical values at severity 0, 0.5, 1: see ``LEVELS[{word!r}]``.\n\n"
-        "    Raises:\n        ValueError: wrong shape, or a severity outside [0, 1].\n    "
+        "    Raises:\n        PictureError: no such images. ValueError: a severity outside [0, 1].\n    "
     )
     return function
 
@@ -464,7 +464,7 @@ def degrade(word: str, images: Tensor, severity: float | Tensor, generator: Gene
 
     Raises:
         UserError: unknown word.
-        ValueError: wrong shape, or a severity outside [0, 1].
+        PictureError: no such images. ValueError: a severity outside [0, 1].
     """
     if word not in DEGRADATIONS:
         raise UserError(f"tasks: unknown degradation {word!r}; use one of {', '.join(DEGRADATIONS)}.")

@@ -5,7 +5,7 @@ import errno
 import shutil
 from pathlib import Path
 
-__all__ = ["BitstreamError", "DiskFullError", "UserError"]
+__all__ = ["BitstreamError", "DiskFullError", "PictureError", "UserError"]
 
 
 class UserError(Exception):
@@ -17,6 +17,10 @@ class UserError(Exception):
 
 class BitstreamError(UserError):
     """A compressed file that is truncated, altered, foreign, or was written by another model."""
+
+
+class PictureError(UserError, ValueError):
+    """A tensor that is no picture, see `llicm.limits.as_pictures`; or one that is not finite."""
 
 
 class DiskFullError(UserError, OSError):

@@ -2,16 +2,19 @@
 """Files and folders that appear whole or not at all."""
 
 import glob
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llicm.errors import DiskFullError
 
-__all__ = ["atomic_folder", "atomic_path", "write_atomically"]
+__all__ = ["as_json", "atomic_folder", "atomic_path", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -80,6 +83,24 @@ def write_atomically(path: str | os.PathLike, data: bytes, durable: bool = False
     """Write a file under a temporary name, then rename it; its folder is made. See `atomic_path`."""
     with atomic_path(path, durable) as temporary:
         temporary.write_bytes(data)
+
+
+def as_json(values: Any, indent: int | None = 1, sort_keys: bool = False) -> str:
+    """Values as JSON. NaN and infinities, which it has not, are null: no value."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def write_json(values: Any, path: str | os.PathLike, sort_keys: bool = False) -> None:
+    """Write values as a file of JSON, whole or not at all; see `as_json`."""
+    write_atomically(path, (as_json(values, sort_keys=sort_keys) + "\n").encode())
 
 
 def _sync(path: Path) -> None:

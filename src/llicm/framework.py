@@ -22,6 +22,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from llicm.images import quantize8
+from llicm.limits import as_pictures, check_finite
 from llicm.vlm.conditioner import Conditioner, Oracle
 
 __all__ = ["LLICM", "Output"]
@@ -80,6 +81,7 @@ class LLICM(nn.Module):
         Returns:
             X̂, X̂_H, the likelihoods of the latents, and the diffusion restorer's own loss.
         """
+        x = as_pictures(x)
         decoded, seen, likelihoods, relative = x, x, {}, level
         if self.codec is not None:
             coded = self.codec(x, level)
@@ -88,7 +90,7 @@ class LLICM(nn.Module):
             if fork is not None:
                 decoded, seen = fork(decoded, self.codec.lambdas(level))
         if ideal is None or not hasattr(self.restorer, "training_loss"):
-            return Output(decoded, self.enhance(seen, relative, hints), likelihoods)
+            return Output(decoded, self._restore(self.restorer, seen, relative, hints), likelihoods)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
         context = None if self.conditioner is None else self.conditioner(seen.detach(), hints)
         loss, enhanced = self.restorer.training_loss(
@@ -102,26 +104,39 @@ class LLICM(nn.Module):
         Args:
             level: (N,) the relative level in [0, 1]; None if never compressed.
             hints: for each image the degradation in words, or None to have it detected; None for all detected.
+
+        Raises:
+            PictureError: X̂ is no batch of pictures in [0, 1], or X̂_H is not finite.
         """
-        return self._restore(self.restorer, decoded, level, hints)
+        return self._restore(self.restorer, as_pictures(decoded), level, hints)
 
     @torch.no_grad()
     def prefiltered(self, x: Tensor) -> Tensor:
         """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X as the prefilter restores it, in [0, 1].
 
-        A batch stays as it is computed; a single image is rounded to 8 bits, as X was.
+        A batch stays as it is computed; a single image is rounded to 8 bits, as X was, whether or not under autocast.
+
+        Raises:
+            PictureError: X is no such picture, or what is made of it is not finite.
         """
+        x = as_pictures(x, 3 if x.ndim == 3 else 4)
         if self.prefilter is None:
             return x
         if x.ndim == 3:
-            return quantize8(self.prefiltered(x[None])[0])
+            with torch.autocast(x.device.type, enabled=False):
+                return quantize8(self.prefiltered(x[None])[0])
         return self._restore(self.prefilter, x, None, None).float().clamp(0, 1)
 
     def compress(self, x: Tensor, level: float) -> bytes:
-        """X (3, H, W) in [0, 1] to the bytes of a `.llicm` file."""
-        return self.codec.compress(self.prefiltered(x), level)
+        """X (3, H, W) in [0, 1], one picture, to the bytes of a `.llicm` file: the same under autocast.
+
+        Raises:
+            PictureError: X is no such picture. ValueError: it is too large, or the level is no number.
+        """
+        return self.codec.compress(self.prefiltered(as_pictures(x, 3)), level)
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # where files are coded
     def decompress(self, data: bytes, task: str | None = None) -> tuple[Tensor, Tensor]:
         """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1].
 
@@ -139,4 +154,4 @@ class LLICM(nn.Module):
         if restorer is None:
             return image
         context = None if self.conditioner is None else self.conditioner(image.detach(), hints)
-        return restorer(image, level, context)
+        return check_finite(restorer(image, level, context), "what the restorer makes of the picture")

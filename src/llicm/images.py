@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
-from llicm.limits import check_size
+from llicm.limits import check_finite, check_size
 
 __all__ = ["IMAGE_SUFFIXES", "list_images", "quantize8", "read_image", "write_png"]
 
@@ -199,7 +199,7 @@ def write_png(image: Tensor, path: str | os.PathLike) -> None:
 
     The file appears whole or not at all: it is written under a temporary name, then renamed.
     """
-    array = image.detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    array = check_finite(image, str(path)).detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
     buffer = io.BytesIO()
     Image.fromarray(array.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large an image may be, wherever one is read, written or decoded."""
+"""What a picture is, wherever one is taken, and how large an image may be, wherever one is read, written or decoded."""
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "check_size"]
+from typing import TYPE_CHECKING
+
+from llicm.errors import PictureError
+
+if TYPE_CHECKING:  # `llicm inspect` does without torch
+    from torch import Tensor
+
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "as_pictures", "check_finite", "check_size"]
 
 MAX_SIDE = 1 << 14
 MAX_PIXELS = 1 << 26
@@ -14,3 +21,43 @@ def check_size(width: int, height: int) -> str | None:
     if width * height > MAX_PIXELS:
         return f"{width}x{height} pixels; {MAX_PIXELS} are the limit for an image"
     return None
+
+
+def as_pictures(images: "Tensor", ndim: int = 4, bounded: bool = True) -> "Tensor":
+    """What every public function makes of the pictures that it is given: the same in float32.
+
+    Args:
+        images: (N, 3, H, W), or (3, H, W) for `ndim` 3: RGB, floating-point, finite, in [0, 1], sRGB-encoded.
+        bounded: False where values may leave [0, 1], as those of X̂ do in training.
+
+    Raises:
+        PictureError: anything else.
+    """
+    form = "a picture (3, H, W)" if ndim == 3 else "pictures (N, 3, H, W)"
+    if not hasattr(images, "is_floating_point"):
+        raise PictureError(f"expected {form} as a tensor, got {type(images).__name__}")
+    if images.ndim != ndim or images.shape[-3] != 3 or 0 in images.shape[-3:]:
+        other = 4 if ndim == 3 else 3
+        hint = ("; give one after the other" if ndim == 3 else "; give x[None]") if images.ndim == other else ""
+        raise PictureError(f"expected {form}, got {tuple(images.shape)}{hint}")
+    if not images.is_floating_point():
+        raise PictureError(f"expected {form} of floating-point values in [0, 1], got {images.dtype}; divide by 255")
+    if not len(images):
+        return images.float()
+    low, high = (float(end) for end in images.detach().aminmax())  # NaN if one value is
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise PictureError(f"expected {form} in [0, 1], but it has NaN or infinite values")
+    if bounded and not (low >= 0 and high <= 1):
+        raise PictureError(f"expected {form} in [0, 1], got values from {low:.4g} to {high:.4g}")
+    return images.float()
+
+
+def check_finite(image: "Tensor", what: str) -> "Tensor":
+    """The same tensor, which the message calls `what`.
+
+    Raises:
+        PictureError: it has NaN or infinite values.
+    """
+    if not bool(image.isfinite().all()):
+        raise PictureError(f"{what} has NaN or infinite values: the weights are damaged or not trained")
+    return image

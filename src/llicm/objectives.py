@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["DISTANCES", "Objective", "bits_per_pixel", "distance", "register_distance"]
+__all__ = ["DISTANCES", "EQUAL_PSNR", "Objective", "bits_per_pixel", "distance", "psnr", "register_distance"]
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 _REFERENCE = 100.0  # 255^2 · MSE at 28.1 dB, where the scales of all distances meet
@@ -43,6 +43,15 @@ def register_distance(name: str):
 def mse(a: Tensor, b: Tensor) -> Tensor:
     """255² · mean squared error, (N,)."""
     return 255.0**2 * (a - b).square().mean((1, 2, 3))
+
+
+EQUAL_PSNR = 80.0
+"""PSNR in dB of equal pictures, which have none, and the highest of any: that of a mean squared error of 1e-8."""
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures (N, 3, H, W) in [0, 1], (N,); at most `EQUAL_PSNR`."""
+    return -10 * (a - b).square().mean((1, 2, 3)).clamp_min(10 ** (-EQUAL_PSNR / 10)).log10()
 
 
 @register_distance("log_mse")

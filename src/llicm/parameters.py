@@ -396,9 +396,7 @@ def validate(values: Any, path: str | os.PathLike = "params.yaml") -> Parameters
     """
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a list of `name: value` lines; restore it with `git checkout`")
-    for name, value in _leaves(values):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path}: parameter '{name}' is {value}; give a finite number")
+    _finite(values, path)
     try:
         return Parameters.model_validate(values)
     except ValidationError as error:
@@ -414,6 +412,7 @@ def part_of(values: Mapping[str, Any]) -> Parameters:
         UserError: see `validate`.
     """
     groups: dict[str, Any] = {}
+    _finite(values, "params.yaml")
     for name, value in values.items():
         try:
             groups[name] = TypeAdapter(Parameters.__annotations__[name]).validate_python(value)
@@ -460,11 +459,18 @@ def _types(annotation: Any) -> Iterator[Any]:
         yield from _types(inner)
 
 
+def _finite(values: Any, path: str | os.PathLike) -> None:
+    """Here, because pydantic lets values pass that it knows no type of, such as the arguments of a part."""
+    for name, value in _leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}: parameter '{name}' is {value}; give a finite number")
+
+
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         yield from _leaves(value, f"{prefix}{key}.")
-    if not isinstance(values, dict | list):
+    if not isinstance(values, Mapping | list):
         yield prefix.removesuffix("."), values
 
 

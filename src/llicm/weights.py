@@ -22,7 +22,18 @@ from llicm.files import write_atomically
 from llicm.integer import IntegerConv
 from llicm.registry import CODECS, RESTORERS
 
-__all__ = ["halve", "load_part", "make_part", "pack", "read", "round_parameters", "save_part", "unpack", "write"]
+__all__ = [
+    "check_weights",
+    "halve",
+    "load_part",
+    "make_part",
+    "pack",
+    "read",
+    "round_parameters",
+    "save_part",
+    "unpack",
+    "write",
+]
 
 _REGISTRIES = {"codec": CODECS, "restorer": RESTORERS, "prefilter": RESTORERS}
 # What files of the first edition call otherwise: arguments, and the first part of a parameter's name.
@@ -37,17 +48,19 @@ def write(path: str | Path, state: dict[str, Tensor], config: dict) -> None:
     """Write tensors and the configuration that belongs to them, atomically and with stable bytes.
 
     Raises:
+        UserError: a tensor is not finite.
         OSError: the file cannot be written; an older one is then still there.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomically(path, save(tensors, metadata={"config": json.dumps(config, sort_keys=True)}))
+    check_weights(tensors, path)
+    write_atomically(path, save(tensors, metadata={"config": json.dumps(config, sort_keys=True, allow_nan=False)}))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """What `write` wrote, 8-bit weights unpacked: tensors by name, and the configuration.
 
     Raises:
-        UserError: the file is missing, is not safetensors, or lacks the configuration.
+        UserError: the file is missing, is not safetensors, lacks the configuration, or a tensor is not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,11 +68,24 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             config = json.loads((file.metadata() or {})["config"])
-            return unpack({name: file.get_tensor(name) for name in file.keys()}), config
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return unpack(check_weights(tensors, path)), config
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"{path}: not a weight file of this project ({error}); make it again with `dvc repro`"
         ) from None
+
+
+def check_weights(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The same tensors; every file of weights goes through here, whoever made it.
+
+    Raises:
+        UserError: one has NaN or infinite values; the message names it and `source`.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{source}: the tensor {name} has NaN or infinite values; get or train these weights again")
+    return tensors
 
 
 def save_part(part: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None) -> None:

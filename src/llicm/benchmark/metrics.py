@@ -4,7 +4,8 @@
 Every metric that pyiqa knows can be named. Two definitions differ from pyiqa's on purpose: ``ssim`` and
 ``ms_ssim`` are computed on RGB by pytorch_msssim, as papers on learned compression do (pyiqa's are luma);
 and ``niqe_fit`` is NIQE with a pristine model of our own (:mod:`llicm.benchmark.niqe`), named so that
-nobody takes its values for those of the published parameters.
+nobody takes its values for those of the published parameters. ``psnr`` is pyiqa's: equal pictures, which have none, get
+80 dB, for 1e-8 is added to the mean squared error.
 
 Metrics do not all round their input: measure what a file would hold, so quantise the output to 8 bits
 once (``llicm.images.quantize8``) and give every metric the same tensor. Nothing is ever downloaded.
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from llicm.benchmark.probes import PROBES
 from llicm.errors import UserError
+from llicm.limits import as_pictures
 
 __all__ = [
     "Metric", "MetricInfo", "SET_METRICS", "make_metrics", "metric_info", "own_metric", "set_distance", "use_weights",
@@ -155,11 +157,10 @@ class Metric:
             (N,) float64 on the CPU. NaN where the metric has no value, e.g. NIQE of a flat picture.
 
         Raises:
-            UserError: a side is below the metric's floor, an FR metric got no or another size of `ideal`, or values lie
-                outside [0, 1].
+            PictureError: these are no such pictures.
+            UserError: a side is below the metric's floor, or an FR metric got no or another size of `ideal`.
         """
-        if output.ndim != 4 or output.shape[1] != 3:
-            raise ValueError(f"expected images (N, 3, H, W), got {tuple(output.shape)}")
+        output = as_pictures(output)
         height, width = output.shape[2:]
         if min(height, width) < self.smallest_side:
             least = f"{self.smallest_side}x{self.smallest_side} pixels"
@@ -173,10 +174,8 @@ class Metric:
                 size, got = ("none" if t is None else "x".join(map(str, t.shape)) for t in (output, ideal))
                 what = f"Metric {self.name!r} needs a reference of the size of the output"
                 raise UserError(f"{what}, {size}, but got {got}.")
-            arguments.append(ideal)
-        arguments = [a.detach().to(self._device, torch.float32) for a in arguments]
-        if not all(bool(((a >= 0) & (a <= 1)).all()) for a in arguments):
-            raise UserError(f"Metric {self.name!r} got values outside [0, 1] or NaN: quantise images first.")
+            arguments.append(as_pictures(ideal))
+        arguments = [a.detach().to(self._device) for a in arguments]
         values = [self._one(*(a[i : i + 1] for a in arguments)) for i in range(len(output))]
         return torch.tensor(values, dtype=torch.float64)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
+from llicm.limits import as_pictures
 
 __all__ = ["fit_niqe", "save_niqe"]
 
@@ -52,7 +53,7 @@ def fit_niqe(photos: Sequence[Tensor], sharpness: float = 0.5, shrinkage: float 
     """
     kept = []
     for photo in photos:
-        pixels = np.asarray((photo.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu())
+        pixels = np.asarray((as_pictures(photo, 3) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu())
         picture = Image.fromarray(np.ascontiguousarray(pixels))
         half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
         versions = [version for version in (picture, half) if min(version.size) >= BLOCK]

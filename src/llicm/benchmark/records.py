@@ -16,7 +16,6 @@ A row without compression (the degraded input itself, or that input restored) ha
 """
 
 import gzip
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import as_json, write_atomically
 
 __all__ = [
     "COLUMNS", "Curve", "ImageCurves", "curve_images", "mean_curves", "read_records", "references",
@@ -265,11 +264,11 @@ def to_compressai_json(records: pd.DataFrame, method: str, task: str) -> str:
     if not curves:
         raise UserError(f"The records hold no {method} on {task}: evaluate it first.")
     first = next(iter(curves.values()))
-    results: dict[str, list[float | None]] = {"bpp": first.bpp.tolist()}
+    results: dict[str, list[float]] = {"bpp": first.bpp.tolist()}
     for metric, curve in curves.items():
         if curve.level != first.level:
             raise UserError(f"The records of {method}, {task} lack {metric} at some levels: evaluate again.")
         name = COMPRESSAI_NAMES.get(metric, metric)
-        results[name] = [v if np.isfinite(v) else None for v in curve.value.tolist()]
+        results[name] = curve.value.tolist()
     description = f"{task}, mean over {len(first.images)} images"
-    return json.dumps({"name": method, "description": description, "results": results}, indent=2) + "\n"
+    return as_json({"name": method, "description": description, "results": results}, 2) + "\n"

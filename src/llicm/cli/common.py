@@ -4,6 +4,7 @@
 import ast
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,6 +77,16 @@ class CommaList(click.ParamType):
         if len(set(values)) != len(values) or "" in values:
             self.fail(f"{value!r} names something twice, or nothing between two commas.", param, ctx)
         return values
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: click's own lets NaN pass, which is neither below nor above anything."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 PATH = click.Path(path_type=Path)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llicm.errors import UserError
 from llicm.files import write_atomically
+from llicm.limits import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,7 +210,7 @@ def encode_photo(image: "Tensor", suffix: str) -> bytes:
     import torch
     from PIL import Image
 
-    array = image.detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    array = check_finite(image, "the picture").detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
     buffer = io.BytesIO()
     kind, options = FORMATS[suffix]
     try:

@@ -2,7 +2,6 @@
 """Commands for own photos: compress, decompress, restore, degrade, inspect, evaluate."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llicm.cli import files
-from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Stop, Task, each, offer, print_note, print_result
+from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Number, Stop, Task, each, offer, print_note, print_result
 from llicm.cli.files import Job
 from llicm.errors import UserError
 
@@ -144,15 +143,15 @@ def _rate(size: int, pixels: int, level: float) -> str:
 @_inputs
 @_output
 @click.option(
-    "--level", type=click.FloatRange(0), metavar="LEVEL",
+    "--level", type=Number(0), metavar="LEVEL",
     help=f"Rate, from 0 (smallest files) to 4 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
 )  # fmt: skip
 @click.option(
-    "--bpp", type=click.FloatRange(0, min_open=True), metavar="BPP",
+    "--bpp", type=Number(0, 1000, min_open=True), metavar="BPP",
     help="Take the highest level that fits into so many bits per pixel, e.g. 0.25.",
 )  # fmt: skip
 @click.option(
-    "--bytes", "size", type=click.IntRange(1), metavar="BYTES",
+    "--bytes", "size", type=click.IntRange(1, 1 << 40), metavar="BYTES",
     help="Take the highest level that fits into so many bytes a file, e.g. 20000.",
 )  # fmt: skip
 @_model
@@ -282,7 +281,7 @@ def restore(
     "--task", type=Task(), required=True, shell_complete=offer(TASKS),
     help="What to do to the photo, one or several of: " + ", ".join(TASKS) + ".",
 )  # fmt: skip
-@click.option("--severity", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 mild, 1 severe.")
+@click.option("--severity", type=Number(0, 1), default=0.5, show_default=True, help="0 mild, 1 severe.")
 @click.option(
     "--seed", type=int, default=0, show_default=True,
     help="With the photo's name it decides where drops and noise fall: equal seeds give equal pictures.",
@@ -361,7 +360,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
                 f"  version  {facts['version']}"
             )
     if as_json:
-        print_result(json.dumps(found, indent=2))
+        print_result(as_json(found, 2))
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -372,7 +371,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
     "--reference", type=PATH, metavar="FOLDER",
     help="Folder of ideal photos, with the names of those that are measured.",
 )  # fmt: skip
-@click.option("--levels", type=CommaList("numbers", float), metavar="L,L,...", help="Levels; default: 0,1,2,3,4.")
+@click.option("--levels", type=CommaList("numbers", Number(0)), metavar="L,L,...", help="Levels; default: 0,1,2,3,4.")
 @click.option(
     "--metrics", type=CommaList("names"), metavar="NAME,...", default="psnr,ms_ssim", show_default=True,
     shell_complete=offer(METRICS), help="Metrics: ssim, ms_ssim, and those of pyiqa.",

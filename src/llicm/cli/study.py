@@ -95,7 +95,9 @@ def restorer() -> None:
 @restorer.command("convert")
 @_source
 @_safetensors
-@click.option("--steps", type=int, default=100, show_default=True, help="Calls of the network for an image, 1 to 100.")
+@click.option(
+    "--steps", type=click.IntRange(1, 100), default=100, show_default=True, help="Calls of the network for an image."
+)  # fmt: skip
 def restorer_convert(source: str, target: str, steps: int) -> None:
     """Convert the released weights of the universal diffusion restorer to safetensors.
 

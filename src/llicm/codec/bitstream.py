@@ -6,6 +6,7 @@ checksum cannot tell (a file altered by somebody who corrected the checksum too)
 `llicm.codec.entropy`.
 """
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -47,7 +48,13 @@ class Bitstream:
 
 
 def quantize_level(level: float) -> float:
-    """The level that the header can carry nearest to `level`: encoder and decoder must use the same one."""
+    """The level that the header can carry nearest to `level`: encoder and decoder must use the same one.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not math.isfinite(level):
+        raise ValueError(f"level {level} is no number")
     return round(level * LEVEL_UNIT) / LEVEL_UNIT
 
 

@@ -58,7 +58,7 @@ from llicm.codec.mean_scale import (
 )
 from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv
-from llicm.limits import check_size
+from llicm.limits import as_pictures, check_size
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
@@ -384,6 +384,7 @@ class ContextCodec(CompressionModel):
         Returns:
             `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
         """
+        x = as_pictures(x)
         gain, inverse = self.gains(level)
         y = self._analyse(x, level, gain)
         z = self.h_a(squash(y)).float()
@@ -515,6 +516,7 @@ class ContextCodec(CompressionModel):
             self._cached_id = self.model_id()
         return self._cached_id
 
+    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
     @torch.no_grad()
     def compress(self, x: Tensor, level: float) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
@@ -523,13 +525,12 @@ class ContextCodec(CompressionModel):
             x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
 
         Raises:
-            ValueError: x is not finite, or too large.
+            PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
         """
+        x = as_pictures(x, 3)
         height, width = x.shape[-2:]
         if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
-        if not torch.isfinite(x).all():
-            raise ValueError("the image has NaN or infinite values")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
         at = torch.tensor([level])
         gain, _ = self.gains(at)
@@ -549,6 +550,7 @@ class ContextCodec(CompressionModel):
         payload = self.code(z_hat[0], indexes, residual, frame(height, width, level))
         return pack(Bitstream(self._id(), height, width, level, payload))
 
+    @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Decompress the bytes of a `.llicm` file.
@@ -594,6 +596,7 @@ class ContextCodec(CompressionModel):
         encoder.check()
         return encoder.finish()
 
+    @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols of z (N, h, w), tables and residuals of y (M, 4 h, 4 w): all that is coded, exact on any machine.

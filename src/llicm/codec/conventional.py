@@ -53,7 +53,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from llicm.errors import BitstreamError, UserError
-from llicm.limits import check_size
+from llicm.limits import as_pictures, check_size
 from llicm.registry import CODECS
 
 __all__ = ["CONVENTIONAL", "ConventionalCodec", "available", "find_codec", "register"]
@@ -165,8 +165,7 @@ class ConventionalCodec:
         low, high = self.quality_range
         if isinstance(quality, bool) or not isinstance(quality, Real) or quality % 1 or not low <= quality <= high:
             raise UserError(f"{self.name} takes a whole quality from {low} to {high}, not {quality!r}.")
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"expected one image (3, H, W), got {tuple(image.shape)}")
+        image = as_pictures(image, 3)
         height, width = image.shape[1:]
         if problem := check_size(width, height):
             raise UserError(f"{self.name} cannot write a picture of {problem}.")

@@ -40,7 +40,7 @@ from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_l
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
-from llicm.limits import check_size
+from llicm.limits import as_pictures, check_size
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
@@ -189,6 +189,7 @@ class MeanScaleHyperprior(CompressionModel):
         Returns:
             `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
         """
+        x = as_pictures(x)
         gain, inverse = self.gains(level)
         y = self._analyse(x, level, gain)
         z = self.h_a(squash(y)).float()
@@ -246,6 +247,7 @@ class MeanScaleHyperprior(CompressionModel):
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.digest()
 
+    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
     @torch.no_grad()
     def compress(self, x: Tensor, level: float) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
@@ -254,13 +256,12 @@ class MeanScaleHyperprior(CompressionModel):
             x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
 
         Raises:
-            ValueError: x is not finite, or too large.
+            PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
         """
+        x = as_pictures(x, 3)
         height, width = x.shape[-2:]
         if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
-        if not torch.isfinite(x).all():
-            raise ValueError("the image has NaN or infinite values")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
         at = torch.tensor([level])
         gain, _ = self.gains(at)
@@ -275,6 +276,7 @@ class MeanScaleHyperprior(CompressionModel):
         payload = self.code(z_hat[0], indexes[0], residual[0], frame(height, width, level))
         return pack(Bitstream(self._id(), height, width, level, payload))
 
+    @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Decompress the bytes of a `.llicm` file.
@@ -316,6 +318,7 @@ class MeanScaleHyperprior(CompressionModel):
         encoder.check()
         return encoder.finish()
 
+    @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols of z, tables and residuals of y: all that is coded, exact on any machine; `code` codes them again.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate control: the level whose file has the wanted size."""
 
+import math
 from collections.abc import Callable
 
 from llicm.codec.bitstream import LEVEL_UNIT
@@ -21,8 +22,10 @@ def compress_to(encode: Callable[[float], bytes], size: float, low: float, high:
         smaller.
 
     Raises:
-        UserError: the lowest level's file is larger already.
+        UserError: the lowest level's file is larger already, or the size is no finite number.
     """
+    if not math.isfinite(size):
+        raise UserError(f"a file of {size} bytes: give a finite number")
     best, found = encode(low), low
     if len(best) > size:
         raise UserError(

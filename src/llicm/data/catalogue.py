@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.files import atomic_folder, write_atomically
+from llicm.files import atomic_folder, write_json
 from llicm.images import IMAGE_SUFFIXES
 
 __all__ = ["DataSet", "add", "catalogue", "check_apart", "folder_of", "known_sets", "overlap", "registry", "split"]
@@ -108,7 +108,7 @@ def add(name: str, path: str | os.PathLike, root: str | os.PathLike) -> int:
         raise UserError(f"{path}: no such folder.")
     count, digest = (_verify_pairs if entry.kind == "pairs" else _verify_photos)(entry, folder)
     known = registry(root) | {name: {"path": str(folder), "sha256": digest}}
-    write_atomically(Path(root) / "registry.json", (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    write_json(known, Path(root) / "registry.json", sort_keys=True)
     return count
 
 

@@ -6,7 +6,6 @@ that the study was trained on, or a public set known to share pictures with its 
 """
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from llicm.benchmark.records import read_records, write_records
 from llicm.data.catalogue import catalogue, folder_of, known_sets, overlap
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import write_json
 from llicm.images import list_images, read_image
 from llicm.methods import NONE
 from llicm.parameters import load
@@ -102,7 +101,7 @@ def run_benchmark(
         "metrics": list(dict.fromkeys(records["metric"])),
         "models": {p.relative_to(models).as_posix(): _sha(p) for p in sorted(models.rglob("*.safetensors"))},
     }  # fmt: skip
-    write_atomically(out / "about.json", (json.dumps(about, indent=1) + "\n").encode())
+    write_json(about, out / "about.json")
     return out
 
 

@@ -143,7 +143,8 @@ def _table(stage: Stage) -> pd.DataFrame | pd.Series | None:
         table["mean"] = table.mean(axis=1)
         return table.round(2)
     if kind == "train":
-        return pd.Series(json.loads((stage.folder / "results" / "training" / f"{item}.json").read_text())["psnr_gain"])
+        gain = json.loads((stage.folder / "results" / "training" / f"{item}.json").read_text())["psnr_gain"]
+        return pd.Series(gain, dtype=float)
     return None
 
 

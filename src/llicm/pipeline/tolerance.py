@@ -5,7 +5,6 @@ What may differ and by how much, with the reasons, is in docs/reproducibility.md
 of every method, task and rate, and the headline numbers.
 """
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ import pandas as pd
 
 from llicm.benchmark.records import read_records
 from llicm.errors import UserError
+from llicm.files import write_atomically
 from llicm.parameters import Parameters, load
 from llicm.provenance.audit import Finding
 from llicm.provenance.git import committed
 
-FILES = ("records.parquet", "metrics.json")
+FILES = ("records.parquet", "tables/comparisons.csv")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check(root: str | os.PathLike = ".", profile: str | None = None, against: Pa
                     f"{folder / 'results' / name}: not in the last commit; name a folder of results to compare with: "
                     "--against FOLDER."
                 )
-            Path(published, name).write_bytes(data)
+            write_atomically(Path(published, name), data)
         return compare(Path(published), folder / "results", names)
 
 
@@ -117,8 +117,8 @@ def compare(published: Path, made: Path, untrained: set[str]) -> list[Row]:
         rows.append(_row("bpp", trained, chosen_rates, "bpp"))
         for metric in chosen.index.unique("metric"):
             rows.append(_row(metric, trained, chosen.xs(metric, level="metric"), "value", ranges[metric]))
-    numbers = [json.loads((folder / FILES[1]).read_text(encoding="utf-8")) for folder in (published, made)]
-    headlines = [pd.json_normalize(held).iloc[0].filter(like="bd_psnr").astype(float) for held in numbers]
+    tables = [pd.read_csv(folder / FILES[1]) for folder in (published, made)]
+    headlines = [table.set_index(["comparison", "task"])["bd_psnr"].astype(float) for table in tables]
     both = pd.concat(headlines, axis=1, keys=["value", "value_made"])
     rows.append(_row("bd_psnr", True, both, "value"))
     return [row for row in rows if row.points]

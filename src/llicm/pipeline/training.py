@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training a model of the study: for the notebook, the command line and tests."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from llicm.data.corpus import load_photos
 from llicm.data.pairs import read_training_pairs
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import write_json
 from llicm.methods import NONE
+from llicm.objectives import EQUAL_PSNR
 from llicm.parameters import Parameters, change, read
 from llicm.pipeline.stage import Stage
 from llicm.training.loop import Trainer
@@ -54,13 +54,18 @@ def training_log(stage: Stage, trainer: Trainer) -> tuple[pd.DataFrame, dict]:
     """Write results/training/<name>.csv and .json; returns the log, and the summary of its last row."""
     log = pd.DataFrame(trainer.rows)
     last = log.iloc[-1]
-    gains = {task: round(last[f"psnr/{task}"] - last[f"psnr_degraded/{task}"], 2) for task in trainer.tasks}
+    # over equal pictures there is no gain
+    gains = {
+        task: None if before >= EQUAL_PSNR else round(last[f"psnr/{task}"] - before, 2)
+        for task in trainer.tasks
+        for before in (last[f"psnr_degraded/{task}"],)
+    }
     summary = {
         "updates": int(last["step"]), "loss": round(last["loss"], 4), "bpp": round(last["bpp"], 4), "psnr_gain": gains,
     }  # fmt: skip
     table = stage.output(f"results/training/{stage.item}.csv")
     log.round(5).to_csv(table, index=False)
-    table.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(summary, table.with_suffix(".json"))
     return log, summary
 
 
@@ -91,7 +96,7 @@ def train(
         folder = (out or profile / "artifacts" / "models") / name
         trainer = train_stage(Stage(f"train@{name}", parameters, profile), folder)
         about = {"name": name, **_settings(parameters, name), "seconds": trainer.seconds, "log": trainer.rows}
-        write_atomically(folder / "training.json", (json.dumps(about, indent=1) + "\n").encode())
+        write_json(about, folder / "training.json")
         folders.append(folder)
     return folders
 

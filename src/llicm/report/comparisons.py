@@ -301,35 +301,52 @@ def _origin(model: Model, part: str) -> tuple[str, str] | None:
 
 
 def summary(
-    records: pd.DataFrame, table: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str],
-    comparisons: Mapping[str, Sequence[str]],
-) -> dict:  # fmt: skip
-    """The study's headline numbers, for metrics.json: BD-rates (percent) and BD-PSNR (dB) of LL-ICM, restorer gains.
+    table: pd.DataFrame, methods: Iterable[Method], tasks: Sequence[str], comparisons: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """BD-rates (percent) and BD-PSNR (dB) of LL-ICM: a row a comparison and task, then one of their means.
 
     Args:
         table: made by `bd_table`. comparisons: name -> test and anchor, or `STRONGEST` for the strongest of each task.
 
+    Returns:
+        Columns comparison, test, anchor (the strongest there), task ("mean" for the mean, of the BD-rates that exist),
+        bd_rate and bd_psnr, rounded to 4 digits behind the point; NaN where undefined.
+
     Raises:
         UserError: the table lacks a comparison.
     """
-
-    def comparison(test: str, anchor: str) -> dict:
+    methods, rows = list(methods), []
+    for name, (test, anchor) in comparisons.items():
         best = {task: strongest(table, methods, test, task) if anchor == STRONGEST else anchor for task in tasks}
-        rows = pd.concat([_psnr_row(table, test, rival, task) for task, rival in best.items()])
-        numbers = {
-            "bd_rate": {row.task: _number(row.bd_rate) for row in rows.itertuples()},
-            "bd_rate_mean": _number(rows["bd_rate"].mean()),
-            "bd_rate_tasks": int(rows["bd_rate"].notna().sum()),
-            "bd_psnr": {row.task: _number(row.bd_quality) for row in rows.itertuples()},
-            "bd_psnr_mean": _number(rows["bd_quality"].mean()),
-        }
-        return {"anchor": best} | numbers if anchor == STRONGEST else numbers
+        found = pd.concat([_psnr_row(table, test, rival, task) for task, rival in best.items()])
+        found = found.rename(columns={"bd_quality": "bd_psnr"})[["test", "anchor", "task", "bd_rate", "bd_psnr"]]
+        mean = {"test": test, "anchor": anchor, "task": "mean", **found[["bd_rate", "bd_psnr"]].mean()}
+        rows.append(pd.concat([found, pd.DataFrame([mean])]).assign(comparison=name))
+    if not rows:
+        return pd.DataFrame(columns=["comparison", "test", "anchor", "task", "bd_rate", "bd_psnr"])
+    together = pd.concat(rows, ignore_index=True)
+    numbers = together[["bd_rate", "bd_psnr"]].astype(float).replace([math.inf, -math.inf], math.nan)
+    together[["bd_rate", "bd_psnr"]] = numbers.round(4)
+    return together[["comparison", "test", "anchor", "task", "bd_rate", "bd_psnr"]]
 
-    methods = list(methods)
-    gains = restoration(records, tasks)["gain"]
-    return {name: comparison(test, anchor) for name, (test, anchor) in comparisons.items()} | {
-        "restorer_gain_db": {task: _number(gain) for task, gain in gains.items()}
-    }
+
+def headline_numbers(summarised: pd.DataFrame, gains: pd.Series, test: str) -> dict[str, float]:
+    """The at most seven finite numbers of metrics.json: of three comparisons, and what the restorer gains.
+
+    Comparisons of `test`, the method that the tables are about, go first, and among them that with the strongest
+    baseline. A number that does not exist is left out.
+
+    Args:
+        summarised: made by `summary`. gains: PSNR in dB of each task, see `restoration`.
+    """
+    means = summarised[summarised["task"] == "mean"]
+    chosen = sorted(
+        means.itertuples(), key=lambda row: (row.test != test, row.test == test and row.anchor != STRONGEST)
+    )
+    numbers = {
+        f"{row.comparison}.{column}": getattr(row, column) for row in chosen[:3] for column in ("bd_rate", "bd_psnr")
+    } | {"restorer_gain_db": gains.mean()}
+    return {name: round(float(number), 4) for name, number in numbers.items() if math.isfinite(number)}
 
 
 def _psnr_row(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFrame:
@@ -338,8 +355,3 @@ def _psnr_row(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.Data
     if not len(rows):
         raise UserError(f"There is no comparison of {test} with {anchor} on {task}: correct figures.comparisons.")
     return rows
-
-
-def _number(value: float) -> float | None:
-    """Rounded; None, which JSON has, for NaN and infinities, which it has not."""
-    return round(float(value), 4) if math.isfinite(value) else None

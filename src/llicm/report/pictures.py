@@ -12,6 +12,7 @@ from llicm.benchmark.probes import kept_energy
 from llicm.benchmark.runners import Coded, load_runners
 from llicm.data.pairs import Pair, centre_crop, read_pairs
 from llicm.methods import Method
+from llicm.objectives import psnr as of_pictures
 from llicm.report.comparisons import strongest
 from llicm.report.style import WIDTH, styled
 from llicm.report.writing import method_label
@@ -50,7 +51,7 @@ def strip_rows(
 
 def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[Column]:
     def psnr(picture: Tensor) -> str:
-        return f"{-10 * float((picture - pair.ideal).square().mean().log10()):.2f} dB"
+        return f"{float(of_pictures(picture[None], pair.ideal[None])):.2f} dB"
 
     columns = [
         ("degraded X", pair.degraded, psnr(pair.degraded)),

@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from llicm.errors import UserError
+from llicm.files import write_json
 from llicm.report.style import WIDTH, save_figure, styled
-from llicm.report.writing import chosen, markdown, text_of, write_csv, write_json
+from llicm.report.writing import chosen, markdown, text_of, write_csv
 from llicm.vlm.clip import WORDS
 from llicm.vlm.recognition import accuracy
 

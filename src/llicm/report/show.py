@@ -4,20 +4,20 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.pairs import centre_crop
 from llicm.degradations import degrade
+from llicm.objectives import psnr as _psnr
 
 __all__ = ["contact_sheet", "leaves_sheet", "psnr"]
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all elements, for a peak of 1; infinite for equal images."""
-    return float(-10 * torch.log10((image - reference).double().square().mean()))
+    """PSNR in dB over all elements of pictures in [0, 1]; 80 for equal ones (see `llicm.objectives.psnr`)."""
+    return float(_psnr(*(part.double().reshape(1, 1, 1, -1) for part in (image, reference))))
 
 
 def contact_sheet(photo: Tensor, words: Sequence[str], severities: Sequence[float], seed: int, side: int) -> Figure:

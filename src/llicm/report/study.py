@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from llicm.benchmark.records import write_records
-from llicm.files import write_atomically
+from llicm.files import write_atomically, write_json
 from llicm.methods import Method
 from llicm.parameters import Parameters
 from llicm.report import comparisons, diagrams, figures, tables
@@ -23,7 +23,7 @@ from llicm.report.interactive import curves_page
 from llicm.report.pictures import kept_crops, picture_rows, strip_rows
 from llicm.report.recognition import recognition_markdown
 from llicm.report.style import save_figure
-from llicm.report.writing import write_csv, write_json
+from llicm.report.writing import write_csv
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,16 @@ def _intro(study: Study, test: str) -> str:
 
 
 def headline(study: Study, table: pd.DataFrame) -> str:
-    """LL-ICM against the strongest baseline of each task; the headline numbers go to metrics.json.
+    """LL-ICM against the strongest baseline of each task. Writes comparisons.csv, and their means to metrics.json.
 
     Args:
         table: made by `compare`.
     """
     pairs = study.parameters.figures.comparisons
-    numbers = comparisons.summary(study.records, table, study.compared, study.tasks, pairs)
-    write_json(numbers, study.out / "metrics.json")
+    summarised = comparisons.summary(table, study.compared, study.tasks, pairs)
+    write_csv(summarised, study.tables / "comparisons.csv", digits=None)
+    gains = comparisons.restoration(study.records, study.tasks)["gain"]
+    write_json(comparisons.headline_numbers(summarised, gains, study.test), study.out / "metrics.json")
     return (study.tables / "headline.md").read_text(encoding="utf-8")
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from llicm.benchmark.records import read_records
-from llicm.files import write_atomically
+from llicm.files import write_atomically, write_json
 from llicm.parameters import load
 from llicm.report.comparisons import of_role
 from llicm.report.figures import diffusion_steps
 from llicm.report.style import save_figure
-from llicm.report.writing import write_json
 
 __all__ = ["write_runs", "write_timing"]
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How names, numbers and tables are written, the same everywhere."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from llicm.errors import UserError
-from llicm.files import write_atomically
 
-__all__ = ["bd_number", "chosen", "markdown", "method_label", "text_of", "write_csv", "write_json"]
+__all__ = ["bd_number", "chosen", "markdown", "method_label", "text_of", "write_csv"]
 
 
 def method_label(method: str) -> str:
@@ -58,13 +56,3 @@ def write_csv(table: pd.DataFrame, path: Path, index: bool = False, digits: int 
     packed: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=index, float_format=f"%.{digits}g" if digits else None, compression=packed)
-
-
-def write_json(values: Any, path: Path, sort_keys: bool = False) -> None:
-    """Write values as JSON.
-
-    Raises:
-        ValueError: there is NaN or an infinity, which JSON has not.
-    """
-    text = json.dumps(values, indent=1, allow_nan=False, sort_keys=sort_keys) + "\n"
-    write_atomically(path, text.encode())

@@ -24,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from llicm.limits import as_pictures
 from llicm.registry import RESTORERS
 from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context, embedding_lengths
@@ -139,6 +140,7 @@ class DirectRestorer(nn.Module):
         Returns:
             (N, 3, H, W), not clamped.
         """
+        x = as_pictures(x, bounded=False)
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
         if level is None or not self.level_conditioned:

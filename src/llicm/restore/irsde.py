@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llicm.errors import UserError
+from llicm.limits import as_pictures
 from llicm.registry import RESTORERS
 from llicm.restore.sde import PREDICTIONS, MeanRevertingSDE
 from llicm.restore.tiling import tile_side, tiled
@@ -296,6 +297,7 @@ class IRSDERestorer(nn.Module):
             UserError: `steps` or `mode` was set to something that cannot be.
             ValueError: it was built with a content embedding and there is none.
         """
+        x = as_pictures(x, bounded=False)
         conditioning = self.prepare(len(x), level, context)
         noises = self._noises(x) if generator is None else None
         return self.sde.sample(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from llicm.data.stream import Batch, PairStream
 from llicm.errors import UserError
 from llicm.framework import LLICM, Output
-from llicm.objectives import Objective
+from llicm.objectives import Objective, psnr
 from llicm.training.transcoder import Transcoder
 from llicm.vlm.clip import degradation_text
 
@@ -240,10 +240,7 @@ class Trainer:
 
 @torch.no_grad()
 def _measure(loss: Tensor, bpp: Tensor, output: Output, x: Tensor, ideal: Tensor, task: Tensor) -> dict:
-    def psnr(a: Tensor, b: Tensor) -> Tensor:
-        return -10 * (a.clamp(0, 1) - b).square().mean((1, 2, 3)).log10()
-
     return {
         "loss": float(loss), "bpp": float(bpp.mean()), "task": task,
-        "before": psnr(x, ideal).cpu(), "after": psnr(output.enhanced.detach(), ideal).cpu(),
+        "before": psnr(x, ideal).cpu(), "after": psnr(output.enhanced.detach().clamp(0, 1), ideal).cpu(),
     }  # fmt: skip

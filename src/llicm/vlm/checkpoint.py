@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         Name to tensor, on the CPU; the tensors may be mapped from the file.
 
     Raises:
-        UserError: the file is missing, cannot be read safely, or holds no state dict.
+        UserError: the file is missing, cannot be read safely, holds no state dict, or one with NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds no state dict (names and tensors, bare or under 'state_dict')")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+    return weights.check_weights(dict(state), path)
 
 
 def _some(names: list[str]) -> str:

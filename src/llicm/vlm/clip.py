@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llicm.degradations import CLEAN, DEGRADATIONS
 from llicm.errors import UserError
+from llicm.limits import as_pictures
 
 __all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model_config", "preprocess", "tokenize"]
 
@@ -96,12 +97,11 @@ def preprocess(images: Tensor, size: int | tuple[int, int] = 224) -> Tensor:
         (N, 3, size, size) float32 on the same device, less CLIP's mean colour, by its deviation (about -2 to 2.7).
 
     Raises:
-        ValueError: not a batch of RGB images.
+        PictureError: not a batch of RGB images.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}")
+    images = as_pictures(images, bounded=False)
     height, width = (size, size) if isinstance(size, int) else size
-    pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    pixels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
     transform = _transform((height, width))
     out = [transform(Image.fromarray(np.ascontiguousarray(image))) for image in pixels.cpu().numpy()]
     return torch.stack(out).to(images.device) if out else images.new_zeros(0, 3, height, width, dtype=torch.float32)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llicm import weights
 from llicm.errors import UserError
+from llicm.limits import as_pictures
 from llicm.vlm.checkpoint import check_layout, load_daclip, without_drawing
 from llicm.vlm.clip import WORDS, degradation_text, preprocess, tokenize
 from llicm.vlm.context import Context
@@ -76,7 +77,7 @@ class Conditioner(nn.Module):
         Args:
             hints: for each image the degradation in words, whose embedding then replaces that of the image, or None.
         """
-        size = self.model.image_size
+        decoded, size = as_pictures(decoded, bounded=False), self.model.image_size
         if self.view == "whole" or (decoded.shape[2], decoded.shape[3]) == size:
             parts = [image[None] for image in decoded]
         else:
