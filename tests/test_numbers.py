@@ -17,7 +17,7 @@ from llicm.codec.conventional import find_codec
 from llicm.codec.rate import compress_to
 from llicm.degradations import degrade
 from llicm.errors import PictureError, UserError
-from llicm.files import as_json
+from llicm.files import json_text
 from llicm.framework import LLICM
 from llicm.images import write_png
 from llicm.model import load_model, save_model
@@ -205,7 +205,7 @@ def test_equal_pictures_have_80_db(x):
 
 
 def test_json_has_no_value_where_there_is_none():
-    text = as_json({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}}, None)
+    text = json_text({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}}, None)
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, [None]], "b": {"c": None}}
 
 

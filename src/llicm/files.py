@@ -14,7 +14,7 @@ from typing import Any
 
 from llicm.errors import DiskFullError
 
-__all__ = ["as_json", "atomic_folder", "atomic_path", "write_atomically", "write_json"]
+__all__ = ["json_text", "atomic_folder", "atomic_path", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def write_atomically(path: str | os.PathLike, data: bytes, durable: bool = False
         temporary.write_bytes(data)
 
 
-def as_json(values: Any, indent: int | None = 1, sort_keys: bool = False) -> str:
+def json_text(values: Any, indent: int | None = 1, sort_keys: bool = False) -> str:
     """Values as JSON. NaN and infinities, which it has not, are null: no value."""
 
     def finite(value: Any) -> Any:
@@ -99,8 +99,8 @@ def as_json(values: Any, indent: int | None = 1, sort_keys: bool = False) -> str
 
 
 def write_json(values: Any, path: str | os.PathLike, sort_keys: bool = False) -> None:
-    """Write values as a file of JSON, whole or not at all; see `as_json`."""
-    write_atomically(path, (as_json(values, sort_keys=sort_keys) + "\n").encode())
+    """Write values as a file of JSON, whole or not at all; see `json_text`."""
+    write_atomically(path, (json_text(values, sort_keys=sort_keys) + "\n").encode())
 
 
 def _sync(path: Path) -> None:

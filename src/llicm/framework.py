@@ -108,7 +108,7 @@ class LLICM(nn.Module):
         Raises:
             PictureError: X̂ is no batch of pictures in [0, 1], or X̂_H is not finite.
         """
-        return self._restore(self.restorer, as_pictures(decoded), level, hints)
+        return check_finite(self._restore(self.restorer, as_pictures(decoded), level, hints), "the restored picture")
 
     @torch.no_grad()
     def prefiltered(self, x: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ class LLICM(nn.Module):
         if x.ndim == 3:
             with torch.autocast(x.device.type, enabled=False):
                 return quantize8(self.prefiltered(x[None])[0])
-        return self._restore(self.prefilter, x, None, None).float().clamp(0, 1)
+        restored = self._restore(self.prefilter, x, None, None).float()
+        return check_finite(restored, "the prefiltered picture").clamp(0, 1)
 
     def compress(self, x: Tensor, level: float) -> bytes:
         """X (3, H, W) in [0, 1], one picture, to the bytes of a `.llicm` file: the same under autocast.
@@ -154,4 +155,4 @@ class LLICM(nn.Module):
         if restorer is None:
             return image
         context = None if self.conditioner is None else self.conditioner(image.detach(), hints)
-        return check_finite(restorer(image, level, context), "what the restorer makes of the picture")
+        return restorer(image, level, context)

@@ -27,7 +27,7 @@ from llicm.benchmark.metrics import SET_METRICS, make_metrics, set_distance, use
 from llicm.benchmark.probes import estimated_bpp, kept_energy
 from llicm.benchmark.runners import Clock, load_runners
 from llicm.data.pairs import Pair, read_pairs
-from llicm.files import as_json, write_atomically
+from llicm.files import json_text, write_atomically
 from llicm.images import write_png
 from llicm.methods import Method
 
@@ -211,7 +211,7 @@ def _efficiency(parts: list[dict], started: float, ended: float, workers: int) -
         "workers": workers, "share": round(single / max((ended - ready) * workers, 1e-9), 4),
         "by": {name: round(float(value), 2) for name, value in spent.items()},
     }  # fmt: skip
-    return (as_json(numbers) + "\n").encode()
+    return (json_text(numbers) + "\n").encode()
 
 
 def _move_streams(keep: Path, streams: Path) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from llicm.errors import UserError
-from llicm.files import as_json, write_atomically
+from llicm.files import json_text, write_atomically
 
 __all__ = [
     "COLUMNS", "Curve", "ImageCurves", "curve_images", "mean_curves", "read_records", "references",
@@ -271,4 +271,4 @@ def to_compressai_json(records: pd.DataFrame, method: str, task: str) -> str:
         name = COMPRESSAI_NAMES.get(metric, metric)
         results[name] = curve.value.tolist()
     description = f"{task}, mean over {len(first.images)} images"
-    return as_json({"name": method, "description": description, "results": results}, 2) + "\n"
+    return json_text({"name": method, "description": description, "results": results}, 2) + "\n"

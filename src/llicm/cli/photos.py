@@ -12,6 +12,7 @@ from llicm.cli import files
 from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Number, Stop, Task, each, offer, print_note, print_result
 from llicm.cli.files import Job
 from llicm.errors import UserError
+from llicm.files import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -360,7 +361,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
                 f"  version  {facts['version']}"
             )
     if as_json:
-        print_result(as_json(found, 2))
+        print_result(json_text(found, 2))
     if failed:
         raise click.exceptions.Exit(1)
 
