@@ -54,7 +54,7 @@ def test_flat_folder_is_split_by_name(tmp_path, names, test):
 def test_corpus_errors(tmp_path):
     with pytest.raises(UserError, match="dvc pull data.dvc"):
         load_photos(tmp_path / "absent")
-    with pytest.raises(UserError, match="no photos.*dvc pull"):
+    with pytest.raises(UserError, match="no images.*dvc pull"):
         load_photos(tmp_path)
     put(tmp_path / "one", ["a.png"])
     with pytest.raises(UserError, match="a single photo"):

@@ -171,7 +171,7 @@ def test_floating_point_grey():
         (np.ones((6, 10), np.uint32), {}, "32-bit samples"),
         (np.full((6, 10), 2.0, np.float32), {}, "samples outside 0 to 1"),
         (np.full((6, 10), np.nan, np.float32), {}, "samples outside 0 to 1"),
-        (np.ones((6, 10, 3), np.float32), {"photometric": "rgb"}, "not a readable image"),
+        (np.ones((6, 10, 3), np.float32), {"photometric": "rgb"}, "3 floating-point samples of 32 bits"),
         (np.ones((2, 6, 10, 3), np.uint8), {"photometric": "rgb"}, "several pages"),
     ],
 )

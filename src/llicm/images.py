@@ -12,17 +12,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image, ImageCms, ImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from torch import Tensor
 
+from llicm.colour import Facts, facts_of
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.limits import check_finite, check_size
 
 __all__ = ["IMAGE_SUFFIXES", "list_images", "quantize8", "read_image", "write_png"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2",
+)  # fmt: skip
 
 
 def quantize8(image: Tensor) -> Tensor:
@@ -33,8 +36,9 @@ def quantize8(image: Tensor) -> Tensor:
 def read_image(path: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> Tensor:
     """Read a photo as a tensor (3, H, W), RGB float32 in [0, 1], sRGB-encoded.
 
-    PNG, JPEG (also CMYK), WebP, TIFF, BMP, GIF, PPM, JPEG 2000 and AVIF are read. The EXIF orientation is applied. An
-    embedded ICC profile is converted to sRGB (relative colorimetric, black point compensated); without one, values
+    PNG, JPEG (also CMYK), WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF and HEIC are read. The EXIF orientation is
+    applied, one of XMP is not. Colours are converted to sRGB (relative colorimetric, black point compensated), whether
+    an ICC profile, numbers of H.273, primaries and gamma, or EXIF name their space; without, values
     count as sRGB and CMYK is converted by Pillow's formula. Grey becomes RGB, at its 16 bits if it has them; of
     16-bit colour Pillow keeps the upper 8 bits. Palettes are resolved, transparent pixels are laid over white.
     Thumbnails and previews beside the photo (in TIFF, or in JPEG as phones write it) are ignored.
@@ -46,36 +50,49 @@ def read_image(path: str | os.PathLike | bytes | BinaryIO, name: str | None = No
     Raises:
         UserError: the file is missing, truncated, corrupt, not an image of these formats, an animation or several
             pages, larger than a `.llicm` file can be (16384 pixels a side, 2^26 in all), has a broken colour profile,
+            colours that cannot be converted (PQ, HLG),
             or samples whose range is not known (signed, 32-bit, floating-point outside [0, 1]).
     """
-    source: io.BytesIO | Path
     if isinstance(path, bytes | bytearray | memoryview):
-        source, name = io.BytesIO(path), name or "image"
+        data, name = bytes(path), name or "image"
     elif isinstance(path, str | os.PathLike):
-        source, name = Path(path), name or str(path)
-        if not source.is_file():
+        name = name or str(path)
+        if not Path(path).is_file():
             raise UserError(f"{name}: no such image file; check the path.")
+        data = b""
     else:
         # Not every stream can seek, as Pillow wants to.
-        source, name = io.BytesIO(path.read()), name or str(getattr(path, "name", "image"))
+        data, name = path.read(), name or str(getattr(path, "name", "image"))
     try:
+        data = data or (Path(path).read_bytes() if isinstance(path, str | os.PathLike) else b"")
         with warnings.catch_warnings():
             # The limits of a size are `check_size`'s; other oddities that Pillow can live with are no news to a user.
             warnings.simplefilter("ignore")
-            with Image.open(source, formats=_FORMATS) as opened:
+            facts = facts_of(data)
+            if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
+                import pillow_heif
+
+                pillow_heif.register_heif_opener()
+            with _open(facts.data) as opened:
                 tags = _check(opened)
+                low = _low_bytes(facts) if facts.depth == 16 and len(facts.clear or ()) == 3 else None
                 opened.load()
-                array = _to_rgb_array(ImageOps.exif_transpose(opened), tags)
+                orientation = _exif(opened, facts)
+                if facts.unended:
+                    _prove_whole(opened, data)
+                picture = _clear(opened, facts, low)
+                turn = _TURNS.get(orientation)
+                array = _to_rgb_array(picture if turn is None else _turned(picture, turn), tags, facts)
     except _DAMAGE as error:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
-        reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else reason
+        reason = _why(data) if isinstance(error, Image.UnidentifiedImageError) else reason
         raise UserError(f"{name}: cannot be read as an image ({reason}); replace or remove this file.") from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 # Formats that hold photos: Pillow would also start other programs (Ghostscript for EPS) if a file asks for it.
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 # Pillow reports damage with any of these, depending on the format.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError,
@@ -85,10 +102,120 @@ _DAMAGE = (
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN or name != "HEIF"])
+
+
+def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
+    turned = picture.transpose(turn)
+    turned.info = picture.info
+    return turned
+
+
+def _why(data: bytes) -> str:
+    """Why Pillow does not know a file."""
+    reason = "not a readable image"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tags = ImageFileDirectory_v2(data[:8])
+                stream = io.BytesIO(data)
+                stream.seek(tags.next)
+                tags.load(stream)
+            bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_SAMPLE_FORMAT, (1,)))
+            what = {1: "", 2: "signed ", 3: "floating-point "}.get(kind, "unknown ")
+            reason = f"a TIFF of {len(tags.get(_BITS, (1,)))} {what}samples of {bits} bits, which is not read"
+        except _DAMAGE:
+            pass
+    return f"{reason}; PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF and HEIC are read"
+
+
+def _exif(opened: Image.Image, facts: Facts) -> int:
+    """The orientation, 1 to 8; a broken EXIF counts as none. Sets the colours that only EXIF names."""
+    exif = Image.Exif()
+    try:
+        if isinstance(opened, TiffImageFile):
+            exif = opened.getexif()
+            orientation = opened.tag_v2.get(274, 1)
+            _tiff_colours(opened.tag_v2, facts)
+        else:
+            exif.load(opened.info.get("exif") or b"")
+            orientation = exif.get(274, 1)
+        space = exif.get_ifd(0x8769).get(0xA001)
+        index = str(exif.get_ifd(0xA005).get(1, ""))
+    except _DAMAGE:
+        return 1
+    named = facts.named or facts.profile or opened.info.get("icc_profile")
+    if not named and (space == 2 or (space != 1 and "R03" in index)):
+        facts.adobe()
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _tiff_colours(tags: Mapping[int, Any], facts: Facts) -> None:
+    """Primaries (319), white (318) and the curve (301) of a TIFF without a profile."""
+    if 34675 in tags or not {301, 319} & set(tags):
+        return
+    white = tuple(map(float, tags.get(318, (0.3127, 0.329))))
+    primaries = (*map(float, tags[319]), *white) if 319 in tags else facts.primaries
+    exponent = None
+    if 301 in tags and (middle := tags[301][2 ** max(tags.get(_BITS, (1,))) // 2]):
+        power = float(np.log(middle / 65535) / np.log(0.5))
+        exponent = None if abs(power / 2.2 - 1) < 0.05 else power
+    facts.name(primaries, exponent)
+
+
+def _prove_whole(opened: Image.Image, data: bytes) -> None:
+    """Refuse a JPEG without an end whose pixels depend on what would follow."""
+    for tail in (b"\x55" * 64, b"\xaa" * 64):
+        with _open(data + tail + b"\xff\xd9") as other:
+            if other.tobytes() != opened.tobytes():
+                raise ValueError("image file is truncated")
+
+
+def _low_bytes(facts: Facts) -> np.ndarray:
+    """The lower 8 of the 16 bits of a PNG's colours, (H, W, 3): read as if bytes were in the other order."""
+    with _open(facts.data) as opened:
+        assert isinstance(opened, ImageFile.ImageFile)
+        opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
+        return np.asarray(opened)
+
+
+def _clear(opened: Image.Image, facts: Facts, low: np.ndarray | None) -> Image.Image:
+    """Make the alpha that a PNG's transparent colour stands for, and drop that of a BMP which has none."""
+    if opened.format == "BMP" and opened.mode == "RGBA" and opened.getchannel("A").getextrema() == (0, 0):
+        return opened.convert("RGB")
+    if not facts.clear or opened.mode == "P":
+        return opened
+    if opened.mode.startswith("I"):
+        opened.info["transparency"] = facts.clear[0]  # `_deep_grey` knows
+        return opened
+    values: np.ndarray = np.asarray(opened.convert("L") if len(facts.clear) == 1 else opened).astype(int)
+    values = values if values.ndim == 3 else values[..., None]
+    if low is not None:
+        values = values * 256 + low
+    scale = 255 // (2**facts.depth - 1) if facts.depth <= 8 else 1
+    opaque = np.any(values != np.array(facts.clear) * scale, axis=2)
+    picture = opened.convert("L" if len(facts.clear) == 1 else "RGB")
+    info = picture.info
+    picture.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    picture.info = info
+    return picture
+
+
 def _check(opened: Image.Image) -> dict[int, Any]:
     """Refuse, before pixels are decoded, what would be read wrongly or in part; returns the tags of a TIFF, or {}."""
     if reason := check_size(*opened.size):
         raise ValueError(reason)
+    if opened.format in ("JPEG", "MPO") and opened.info.get("icc_profile", b"") is None:
+        raise ValueError("a part of its colour profile is missing: remove the profile, or save the photo as sRGB")
     frames = getattr(opened, "n_frames", 1)
     if not isinstance(opened, TiffImageFile):
         if frames > 1 and opened.format != "MPO":  # a JPEG with further pictures: previews, depth
@@ -106,9 +233,12 @@ def _check(opened: Image.Image) -> dict[int, Any]:
     return tags
 
 
-def _to_rgb_array(picture: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
+def _to_rgb_array(picture: Image.Image, tags: Mapping[int, Any], facts: Facts) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]. `tags` are those of a TIFF."""
-    profile = picture.info.get("icc_profile")
+    profile = facts.profile or (None if facts.named else picture.info.get("icc_profile"))
+    if not profile and picture.mode not in ("CMYK", "LAB"):
+        single = picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+        profile = facts.icc(single)
     if picture.mode.startswith("I") or picture.mode == "F":
         grey = _deep_grey(picture, tags)
         if not profile:
@@ -205,17 +335,24 @@ def write_png(image: Tensor, path: str | os.PathLike) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """All image files directly in a folder (png, jpg, jpeg, webp, bmp, tif, tiff), sorted by name.
+def list_images(folder: str | os.PathLike, remedy: str = "") -> list[Path]:
+    """The pictures directly in a folder, sorted by name: files with one of `IMAGE_SUFFIXES` that are not hidden.
+
+    Args:
+        remedy: what the message says to do where there is none.
 
     Raises:
-        UserError: the folder does not exist or holds no image.
+        UserError: the folder does not exist or holds no image, or a link leads nowhere.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images; check the path.")
-    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    inside = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    for path in inside:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a link to a file that is not there; mend or remove it.")
+    found = [path for path in inside if path.is_file()]
     if not found:
         kinds = ", ".join(s[1:] for s in IMAGE_SUFFIXES)
-        raise UserError(f"{folder}: no images in this folder; put at least one there ({kinds}).")
+        raise UserError(f"{folder}: no images in this folder; {remedy or f'put at least one there ({kinds})'}.")
     return sorted(found, key=lambda p: p.name)

@@ -29,8 +29,8 @@ def llicm() -> None:
       llicm decompress photo.llicm --as-captured -o same.png
       llicm COMMAND --help                 options and more examples
 
-    Photos are PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000 or AVIF files. Their orientation and colour profile are
-    applied, transparent parts become white. `-` in place of a file is standard input or output.
+    Photos are PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC files. Their orientation and colour space
+    are applied, transparent parts become white. `-` in place of a file is standard input or output.
     """
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llicm.errors import UserError
 from llicm.files import atomic_folder, write_json
-from llicm.images import IMAGE_SUFFIXES
+from llicm.images import list_images
 
 __all__ = ["DataSet", "add", "catalogue", "check_apart", "folder_of", "known_sets", "overlap", "registry", "split"]
 
@@ -146,7 +146,7 @@ def split(train: str, test: str, out: str | os.PathLike, root: str | os.PathLike
     for name in parts.values():
         if _entry(name).kind != "photos":
             raise UserError(f"{name}: a set of pairs; name its folder as `paired` in params.yaml instead.")
-    sources = {part: _images(folder_of(name, root)) for part, name in parts.items()}
+    sources = {part: list_images(folder_of(name, root)) for part, name in parts.items()}
     if out.exists():
         raise UserError(f"{out}: exists already; remove it or choose another folder.")
     with atomic_folder(out) as new:
@@ -177,7 +177,7 @@ def check_apart(photos: str | os.PathLike) -> None:
     found = {part: Path(photos) / part for part in ("train", "test")}
     if not all(folder.is_dir() for folder in found.values()):
         return
-    train, test = (known_sets(_images(found[part])) for part in ("train", "test"))
+    train, test = (known_sets(list_images(found[part])) for part in ("train", "test"))
     for first in sorted(train):
         for second in sorted(test):
             if (shared := overlap(first, second)) and first != second:
@@ -188,7 +188,7 @@ def check_apart(photos: str | os.PathLike) -> None:
 
 
 def _verify_photos(entry: DataSet, folder: Path) -> tuple[int, str]:
-    paths = _images(folder)
+    paths = list_images(folder)
     if len(paths) != entry.count:
         counts = f"{len(paths)} pictures, but {entry.title} has {entry.count}"
         raise UserError(f"{folder}: {counts}; get the whole set again.")
@@ -208,11 +208,11 @@ def _verify_pairs(entry: DataSet, folder: Path) -> tuple[int, str]:
             if not place.is_dir():
                 layout = f"{{train,val}}/{entry.degradation}/{{GT,LQ}}"
                 raise UserError(f"{place}: no such folder; lay {entry.title} out as {layout}.")
-        degraded = _images(places["LQ"])
+        degraded = list_images(places["LQ"])
         if len(degraded) != count:
             counts = f"{len(degraded)} pictures, but {entry.title} has {count} there"
             raise UserError(f"{places['LQ']}: {counts}; get the whole set again.")
-        stems = {path.stem for path in _images(places["GT"])}
+        stems = {path.stem for path in list_images(places["GT"])}
         for path in degraded:
             if path.stem not in stems:
                 raise UserError(f"{path}: no ideal picture {path.stem}.* in {places['GT']}.")
@@ -228,10 +228,6 @@ def _of_all(sums: dict[str, str]) -> str:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from llicm.errors import UserError
-from llicm.images import IMAGE_SUFFIXES, list_images, read_image
+from llicm.images import list_images, read_image
 
 __all__ = ["Corpus", "load_photos"]
 
@@ -47,9 +47,7 @@ def load_photos(root: str | os.PathLike) -> Corpus:
     if present:
         files = {part: list_images(folder) for part, folder in parts.items()}
     else:
-        if not any(p.suffix.lower() in IMAGE_SUFFIXES for p in root.iterdir()):
-            raise UserError(f"{root}: no photos in this folder; {_REMEDY}.")
-        files = _split(list_images(root), root)
+        files = _split(list_images(root, _REMEDY), root)
     corpus = Corpus(**{part: _read(paths) for part, paths in files.items()})
     _refuse_mixing(corpus, root)
     return corpus
