@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model repro test check lab readme report smoke bench safety exactness rate clean verify
+.PHONY: help setup data model repro test check lab readme checksums report smoke bench safety exactness rate clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -29,10 +29,10 @@ $(READY): requirements.txt pyproject.toml
 	@touch $(READY)
 
 data: $(READY) # the photos, from the store inside the repository
-	@[ -e data ] || .venv/bin/python -m llicm.provenance.pull data.dvc
+	@.venv/bin/python -m llicm.provenance.pull data.dvc
 
 model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
-	@[ -e init/published/llicm.safetensors ] || .venv/bin/python -m llicm.provenance.pull init/published.dvc
+	@.venv/bin/python -m llicm.provenance.pull init/published.dvc
 
 repro: data model ## run the default study (whatever is not up to date); goes on after an interruption
 	@.venv/bin/python -m llicm.provenance.repair_lock
@@ -64,6 +64,12 @@ lab: data ## open JupyterLab on the notebooks
 readme: $(READY) ## write the README, the documents and the results pages from their templates and the results
 	.venv/bin/python -m llicm.report.timing
 	.venv/bin/python -m llicm.report.render
+
+# README.md of results are rendered, and compared with that
+checksums: ## record the results that are published in git and that no lock covers, for `llicm audit`
+	@git ls-files profiles/study/results results/kodak results/timing docs/denoising.png docs/training-log.md \
+	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
+	  | xargs md5sum > published.md5
 
 report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
 	.venv/bin/python -m llicm.provenance.site report

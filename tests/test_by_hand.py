@@ -38,10 +38,12 @@ nbformat.write(notebook, sys.argv[1])
 
 def hashes(clone):
     """Path -> hash of every file but DVC's own, git's own, and what notebooks by hand may write."""
+    may = clone.profile / ".run/interactive"
     found = {}
     for path in clone.folder.rglob("*"):
         inside = path.relative_to(clone.folder)
-        if path.is_file() and not {".git", ".dvc", "__pycache__", "dvcstore", ".run"} & set(inside.parts):
+        own = {".git", ".dvc", "__pycache__", "dvcstore"} & set(inside.parts)
+        if path.is_file() and not own and not path.is_relative_to(may):
             found[inside.as_posix()] = hashlib.md5(path.read_bytes()).hexdigest()
     return found
 

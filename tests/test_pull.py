@@ -35,7 +35,9 @@ def made(tmp_path_factory):
     shutil.rmtree(root / ".dvc/cache")
     lines = (ROOT / "Makefile").read_text()
     (recipe,) = re.findall(r"^data: .*\n(?:\t.*\n)+", lines, re.M)
-    (root / "Makefile").write_text(recipe.replace("$(READY)", "").replace(".venv/bin/python", sys.executable))
+    (root / "Makefile").write_text(
+        ".PHONY: data\n" + recipe.replace("$(READY)", "").replace(".venv/bin/python", sys.executable)
+    )
     return root
 
 
@@ -80,3 +82,21 @@ def test_a_damaged_store(repository, which, how):
         assert re.search(r"the store is damaged \([ab]\.txt\)", line)
     path.write_bytes(before)
     assert make(repository) == (0, []) and len(list((repository / "data").iterdir())) == 2
+
+
+@pytest.mark.parametrize("how", ["missing", "altered", "one more"])
+def test_a_folder_that_is_not_what_its_file_says_is_not_adopted(repository, how):
+    assert make(repository) == (0, [])
+    photo = repository / "data" / ("c.txt" if how == "one more" else "a.txt")
+    photo.unlink(missing_ok=True)
+    if how != "missing":
+        photo.write_text("new")
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    code, (line,) = make(repository)
+    assert code and {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+    assert line.startswith(
+        f"error: data.dvc: data/{photo.name}{' (missing)' * (how == 'missing')}: not as data.dvc says"
+    )
+    command = re.search(r"`dvc (checkout --force data.dvc)`", line)[1]
+    call(repository, sys.executable, "-m", "dvc", *command.split())
+    assert make(repository) == (0, []) and sorted(os.listdir(repository / "data")) == ["a.txt", "b.txt"]

@@ -3,6 +3,7 @@
 
 | check | question |
 |---|---|
+| ``published`` | are the committed results that no lock covers those of the list published.md5? |
 | ``readme`` | do README.md, docs/ and the results pages say what the results say? |
 | ``shown`` | do executed notebooks show the numbers of the result files? |
 | ``figures`` | do figures and tables come out again, byte for byte, from the records, weights and pairs? |
@@ -29,12 +30,14 @@ from llicm.data.pairs import read_pairs
 from llicm.errors import BitstreamError, UserError
 from llicm.model import load_model
 from llicm.parameters import load
-from llicm.provenance.audit import Check, Finding
+from llicm.provenance.audit import NOTHING, Check, Finding
+from llicm.provenance.git import GitError, committed
 from llicm.provenance.lineage import FETCH, Pipeline, Stage, digest
 from llicm.report.render import render
 from llicm.report.show import psnr
 from llicm.weights import load_part
 
+PUBLISHED = "published.md5"  # as md5sum writes it; `make checksums`
 RELEASED = "llicm.safetensors"  # file of a whole system, in artifacts/release
 
 
@@ -67,9 +70,30 @@ def model_of(path: Path, pipeline: Pipeline) -> Path | None:
     )
 
 
+def _published(pipeline: Pipeline) -> Iterator[Finding]:
+    """The list is that of the last commit, so that one that was changed together with a file is found, too."""
+    if pipeline.profile:
+        return  # as the documents, of the repository
+    try:
+        text = committed(pipeline.root, PUBLISHED) or b""
+    except GitError:  # `history` says so
+        text = (pipeline.root / PUBLISHED).read_bytes() if (pipeline.root / PUBLISHED).is_file() else b""
+    remedy = f"restore it with `git checkout`; after measuring anew, run `make checksums` and commit {PUBLISHED}"
+    if not text:
+        yield Finding("published", PUBLISHED, "the list of the published results", NOTHING, remedy)
+    for line in text.decode().splitlines():
+        md5, _, name = line.partition("  ")
+        if (found := digest(pipeline.root / name)) != md5:
+            yield Finding("published", name, f"md5 {md5}", f"md5 {found}" if found else NOTHING, remedy)
+
+
 def _readme(pipeline: Pipeline) -> Iterator[Finding]:
     if pipeline.profile:
         return  # documents are of the repository
+    results = pipeline.folder / "results"
+    own = {path: md5 for stage in pipeline.own for path, md5 in stage.outs.items() if path.is_relative_to(results)}
+    if any(_published(pipeline)) or any(digest(path) != md5 for path, md5 in own.items()):
+        return  # other checks name the result; `make readme` would copy what it says into the documents
     for name, text in render(pipeline.root).items():
         path = pipeline.root / name
         wanted, there = text.splitlines(), path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -253,4 +277,6 @@ def _weights(pipeline: Pipeline) -> Iterator[Finding]:
                 break
 
 
-STUDY_CHECKS: dict[str, Check] = {"readme": _readme, "shown": _shown, "weights": _weights, "figures": _figures}
+STUDY_CHECKS: dict[str, Check] = {
+    "published": _published, "readme": _readme, "shown": _shown, "weights": _weights, "figures": _figures
+}  # fmt: skip

@@ -38,7 +38,7 @@ def evaluate(stage: Stage) -> list[dict]:
     )  # fmt: skip
     records = evaluate_group(
         plan, pairs, group.tasks or parameters.tasks, measured.workers, extra=parameters.extra, images=group.images,
-        timing=stage.folder / ".run" / "timing" / f"{name}.csv",
+        timing=stage.output(f".run/timing/{name}.csv"),
     )  # fmt: skip
     checkpoint.done()
     return records

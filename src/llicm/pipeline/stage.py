@@ -63,7 +63,7 @@ class Stage:
         Args:
             settings: all parameters that determine the result. inputs: files and folders that do.
         """
-        name, root = self.name.replace("@", "-"), self.folder / ".run" / "scratch"
+        name, root = self.name.replace("@", "-"), self.out / ".run" / "scratch"
         return Checkpoint(name, settings, inputs=[p for p in inputs if Path(p).exists()], root=root)
 
 

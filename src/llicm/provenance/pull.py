@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m llicm.provenance.pull data.dvc`: as `dvc pull`, but why it fails is one sentence, and hashes are compared.
 
-DVC takes what the store inside the repository has for what it should have.
+DVC takes what the store inside the repository has for what it should have, and `dvc repro` what is in a folder: it
+would adopt one that lost a photo as the new data set, and stage that in git. So what is there is compared, too.
 """
 
 import json
@@ -19,29 +20,51 @@ STORE = "restore the store with `git checkout dvcstore`, then run the same comma
 
 
 def pull(file: Path, root: Path = Path()) -> None:
-    """Fetch what a ``.dvc`` file names.
+    """Fetch what a ``.dvc`` file names, unless it is there.
 
     Raises:
-        UserError: DVC cannot, with its reason; or the store has something else, which is then not left behind.
+        UserError: what is there is not what the file says, and stays as it is; DVC cannot fetch it, with its reason; or
+            the store has something else, which is then not left behind.
     """
+    path, md5 = next(iter(stages_in((root / file).absolute())[0].outs.items()))
+    cache = root / ".dvc" / "cache" / "files" / "md5"
+    if path.exists():
+        if digest(path) != md5:
+            wrong = _differing(path, md5, [cache, root / "dvcstore" / "files" / "md5"]) or {path.name: md5}
+            gone = [name for name in wrong if not (path / name).exists()]
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            some = ", ".join(f"{path.name}/{name}{' (missing)' * (name in gone)}" for name in list(wrong)[:3])
+            raise UserError(
+                f"{file}: {some}{more}: not as {file} says; get back what it names with `dvc checkout --force {file}` "
+                f"or `dvc pull --force {file}`, or adopt what is there with `dvc add {file.with_suffix('')}`."
+            )
+        return
     command = [sys.executable, "-m", "dvc", "pull", str(file)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         reason = _reason(done.stderr) or f"exit code {done.returncode}"
         raise UserError(f"{file}: {reason}; {NO_GIT if 'not a git repository' in reason else STORE}.")
-    for path, md5 in stages_in((root / file).absolute())[0].outs.items():
-        if digest(path) == md5:
-            continue
-        cache, wrong = root / ".dvc" / "cache" / "files" / "md5", {path.name: md5}
-        if path.is_dir():
-            rows = json.loads((cache / md5[:2] / md5[2:]).read_text(encoding="utf-8"))
-            wrong = {row["relpath"]: row["md5"] for row in rows if digest(path / row["relpath"]) != row["md5"]}
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        for held in wrong.values():  # DVC would take them from there the next time
-            (cache / held[:2] / held[2:]).unlink(missing_ok=True)
-        raise UserError(f"{file}: the store is damaged ({', '.join(list(wrong)[:3])}); {STORE}.")
+    if digest(path) == md5:
+        return
+    wrong = {path.name: md5}
+    if path.is_dir():
+        wrong = _differing(path, md5, [cache]) or wrong
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    for held in filter(None, wrong.values()):  # DVC would take them from there the next time
+        (cache / held[:2] / held[2:]).unlink(missing_ok=True)
+    raise UserError(f"{file}: the store is damaged ({', '.join(list(wrong)[:3])}); {STORE}.")
+
+
+def _differing(folder: Path, md5: str, stores: list[Path]) -> dict[str, str | None]:
+    """The files of a folder that are not what its listing, in one of DVC's stores, says of them; None for new ones."""
+    listing = next((file for store in stores if (file := store / md5[:2] / md5[2:]).is_file()), None)
+    if listing is None:
+        return {}
+    held = {row["relpath"]: row["md5"] for row in json.loads(listing.read_text(encoding="utf-8"))}
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return {name: held.get(name) for name in sorted({*held, *there}) if digest(folder / name) != held.get(name)}
 
 
 def _reason(said: str) -> str:
