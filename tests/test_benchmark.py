@@ -12,7 +12,7 @@ from llicm import cli
 from llicm.benchmark.records import read_records
 from llicm.data import catalogue as catalogue_module
 from llicm.errors import UserError
-from llicm.images import write_png
+from llicm.images import read_image, write_png
 from llicm.pipeline.benchmark import run_benchmark
 from llicm.registry import CODECS, RESTORERS
 from llicm.weights import save_part
@@ -74,6 +74,35 @@ def test_other_photos_go_through_every_method(study, monkeypatch, capsys):
     before = (study / "out/records.csv.gz").read_bytes()
     run_benchmark("others", study / "again", root=study, groups=["webp", "rdo", "adapted", "llicm"])
     assert (study / "again/records.csv.gz").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_real_pairs_are_measured_as_they_are(study, tmp_path, monkeypatch):
+    for kind, first in (("GT", 20), ("LQ", 30)):
+        for number in range(2):
+            write_png(photo(first + number), tmp_path / "rain" / kind / f"r{number}.png")
+    sums = {f"{p.parent.name}/{p.name}": catalogue_module._digest(p) for p in (tmp_path / "rain").glob("*/*")}
+    entry = catalogue_module.DataSet(
+        "rain", "Rain", "nowhere", "free", "", "real", val=2, degradation="rainy", sha256=sums
+    )
+    monkeypatch.setattr(catalogue_module, "catalogue", lambda: {"rain": entry})
+    monkeypatch.setattr("llicm.pipeline.benchmark.catalogue", lambda: {"rain": entry})
+    catalogue_module.add("rain", tmp_path / "rain", tmp_path)
+    out = run_benchmark(
+        "rain",
+        tmp_path / "out",
+        root=study,
+        datasets=tmp_path,
+        groups=["webp", "rdo", "adapted", "llicm"],
+        metrics=["psnr"],
+    )
+    records = read_records(out / "records.parquet")
+    assert set(records["task"]) == {"rainy"}  # none of the study's two
+    found = records[(records["method"] == "degraded") & (records["metric"] == "psnr")].set_index("image")["value"]
+    for number in range(2):
+        ideal, degraded = (read_image(tmp_path / "rain" / kind / f"r{number}.png") for kind in ("GT", "LQ"))
+        assert found[f"r{number}"] == pytest.approx(float(-10 * (ideal - degraded).square().mean().log10()), abs=0.01)
+    assert json.loads((out / "about.json").read_text())["severity"] is None
 
 
 def test_wrong_requests_are_reported(study, tmp_path):

@@ -569,7 +569,8 @@ def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
 
 COMMANDS = [
     [], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
-    ["data", "add"], ["data", "split"], ["benchmark"], ["train"], ["lineage"], ["audit"], ["export-crate"], ["vlm"],
+    ["data", "add"], ["data", "prepare"],
+    ["data", "split"], ["benchmark"], ["train"], ["lineage"], ["audit"], ["export-crate"], ["vlm"],
     ["vlm", "convert"], ["restorer"], ["restorer", "convert"],
 ]  # fmt: skip
 

@@ -136,12 +136,13 @@ def data_list(datasets: Path) -> None:
 
     known = registry(datasets)
     for entry in catalogue().values():
-        many = f"{entry.count} photos" if entry.kind == "photos" else f"{entry.train} + {entry.val} pairs"
+        pairs = f"{entry.val} real pairs" if entry.kind == "real" else f"{entry.train} + {entry.val} pairs"
+        many = f"{entry.count} photos" if entry.kind == "photos" else pairs
         word = f", {entry.degradation}" if entry.degradation else ""
-        print_result(f"{entry.name:14} {entry.title}: {many}{word}, {entry.size}")
-        print_result(f"{'':14} {entry.source}; {entry.licence}")
+        print_result(f"{entry.name:19} {entry.title}: {many}{word}, {entry.size}")
+        print_result(f"{'':19} {entry.source}; {entry.licence}")
         if entry.name in known:
-            print_result(f"{'':14} registered: {known[entry.name]['path']}")
+            print_result(f"{'':19} registered: {known[entry.name]['path']}")
 
 
 @data.command("add")
@@ -162,19 +163,40 @@ def data_add(name: str, path: str, datasets: Path) -> None:
     print_result(f"{name}: {add(name, path, datasets)} verified, registered in {datasets / 'registry.json'}")
 
 
+@data.command("prepare")
+@click.argument("name", shell_complete=offer(dataset_names))
+@click.argument("clone", metavar="CLONE", type=click.Path())
+@click.argument("out", metavar="FOLDER", type=click.Path())
+@_datasets
+def data_prepare(name: str, clone: str, out: str, datasets: Path) -> None:
+    """Make the photos of a set from the originals in a CLONE of its source, and register them under NAME.
+
+    Every original is verified. Large photos are scaled down, which takes some minutes.
+
+    \b
+    Example:
+      llicm data prepare ubuntu-wallpapers ~/ubuntu-wallpapers photos/ubuntu
+    """
+    from llicm.data.catalogue import prepare
+
+    count, same = prepare(name, clone, out, datasets)
+    print_result(f"{out}: {count} photos of {name}, {same} of them those of the catalogue to the byte; registered")
+
+
 @data.command("split")
-@click.argument("train", shell_complete=offer(dataset_names))
+@click.argument("train", metavar="TRAIN[,TRAIN...]", shell_complete=offer(dataset_names))
 @click.argument("test", shell_complete=offer(dataset_names))
 @click.argument("out", metavar="FOLDER", type=click.Path())
 @_datasets
 def data_split(train: str, test: str, out: str, datasets: Path) -> None:
-    """Lay two registered sets of photos side by side as FOLDER/train and FOLDER/test, for `photos` in params.yaml.
+    """Lay registered sets of photos side by side as FOLDER/train and FOLDER/test, for `photos` in params.yaml.
 
     Sets that share pictures are refused.
 
     \b
-    Example:
+    Examples:
       llicm data split bsds500_test kodak photos
+      llicm data split ubuntu-wallpapers,cid22 kodak photos
     """
     from llicm.data.catalogue import split
 
@@ -202,12 +224,14 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Measure all methods of a trained study on other photos: a registered dataset, or a folder of clean photos.
 
-    The photos are degraded as the study's are, sent through every method as real bytes, and compared: OUT gets the
-    records, tables and figures. Run `dvc repro` first. An interrupted run goes on where it was.
+    Photos are degraded as the study's are, pairs with a real degradation are taken as they are. All are sent through
+    every method as real bytes, and compared: OUT gets the records, tables and figures. Run `dvc repro` first. An
+    interrupted run goes on where it was.
 
     \b
     Examples:
       llicm benchmark kodak -o results/kodak
+      llicm benchmark noisy-polyu -o results/noisy-polyu
       llicm benchmark photos/ -o out --groups webp,rdo,adapted,llicm --metrics psnr,ms_ssim
     """
     from llicm.pipeline.benchmark import run_benchmark

@@ -19,7 +19,17 @@ from llicm.errors import UserError
 from llicm.files import atomic_folder
 from llicm.images import list_images, quantize8, read_image, write_png
 
-__all__ = ["Pair", "copy_pairs", "parts", "read_pairs", "read_training_pairs", "set_of", "stable_seed", "write_pairs"]
+__all__ = [
+    "Pair",
+    "copy_pairs",
+    "parts",
+    "put_pairs",
+    "read_pairs",
+    "read_training_pairs",
+    "set_of",
+    "stable_seed",
+    "write_pairs",
+]
 
 
 class Pair(NamedTuple):
@@ -144,7 +154,13 @@ def copy_pairs(source: str | os.PathLike, root: str | os.PathLike, word: str, ma
     """
     if not (Path(source) / "val" / word).is_dir():
         return 0
-    pairs = read_pairs(source, "val", word)
+    return put_pairs(read_pairs(source, "val", word), root, word, max_side)
+
+
+def put_pairs(pairs: Iterable[Pair], root: str | os.PathLike, word: str, max_side: int | None) -> int:
+    """Write pairs as ``<root>/val/<word>/{GT,LQ}`` in place of those there, cut as :func:`write_pairs` cuts; returns
+    their number."""
+    pairs = list(pairs)
     folder = Path(root) / "val" / word
     shutil.rmtree(folder, ignore_errors=True)
     for pair in pairs:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of a study on other photos than its own: the trained models, the same methods, and no training.
 
-What is measured, and how, is in params.yaml; the photos come from the catalogue of datasets or from a folder. Photos
+What is measured, and how, is in params.yaml; the photos come from the catalogue of datasets or from a folder. Pairs
+with a real degradation are measured as they are; it is then the only task. Photos
 that the study was trained on, or a public set known to share pictures with its training set, are refused.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from llicm.benchmark.evaluate import Plan, evaluate_group
 from llicm.benchmark.records import read_records, write_records
 from llicm.data.catalogue import catalogue, folder_of, known_sets, overlap
-from llicm.data.pairs import write_pairs
+from llicm.data.pairs import put_pairs, read_pairs, write_pairs
 from llicm.errors import UserError
 from llicm.files import write_json
 from llicm.images import list_images, read_image
@@ -35,7 +36,8 @@ def run_benchmark(
     An interrupted run goes on where it was.
 
     Args:
-        photos: name of a registered dataset (see `llicm.data.catalogue`), or a folder of clean photos.
+        photos: name of a registered dataset (see `llicm.data.catalogue`), or a folder of clean photos. Real pairs are
+            taken as they are, everything else is degraded.
         out: folder of the results; made.
         root: of the study: params.yaml and artifacts/ are there. datasets: folder of the registry.
         groups: codec groups of `benchmark` in params.yaml, () for all; references come along.
@@ -61,13 +63,20 @@ def run_benchmark(
     # The uncompressed references come first: they are quick, and tell of missing weights at once.
     references = [name for name, group in parameters.benchmark.items() if group.role == "reference"]
     names = list(dict.fromkeys([*references, *(groups or parameters.benchmark)]))
-    files = list_images(folder)[:count]
+    real = photos in catalogue() and catalogue()[photos].kind == "real"
+    if real:  # the only task, whatever the study's are
+        parameters = parameters.model_copy(update={"tasks": [catalogue()[photos].degradation], "extra": []})
+    files = list_images(folder / "GT" if real else folder)[:count]
     _refuse_training_photos(photos, files, root / parameters.photos)
     tasks, work = parameters.tasks, root / ".run" / "benchmark" / (Path(photos).name or "photos")
-    settings = {"tasks": tasks, "severity": parameters.degrade.test_severity, "max_side": max_side, "count": count}
+    severity = None if real else parameters.degrade.test_severity
+    settings = {"tasks": tasks, "severity": severity, "max_side": max_side, "count": count}
     print(f"{photos}: {len(files)} photos, {len(tasks)} tasks, {len(names)} codec groups", file=sys.stderr)
-    images = {path.stem: read_image(path) for path in files}
-    write_pairs(images, work / "pairs", tasks, parameters.degrade.test_severity, parameters.seed, "val", max_side)
+    if real:
+        put_pairs(read_pairs(folder, "", "")[:count], work / "pairs", tasks[0], max_side)
+    else:
+        images = {path.stem: read_image(path) for path in files}
+        write_pairs(images, work / "pairs", tasks, parameters.degrade.test_severity, parameters.seed, "val", max_side)
     models, fit = root / "artifacts" / "models", root / "artifacts" / "niqe_fit.mat"
     tables = []
     for name in names:
@@ -87,7 +96,8 @@ def run_benchmark(
         )  # fmt: skip
         print(f"codec group {name}", file=sys.stderr)
         rows = evaluate_group(
-            plan, work / "pairs", group.tasks or tasks, parameters.evaluate.workers, images=group.images,
+            plan, work / "pairs", tasks if real else group.tasks or tasks, parameters.evaluate.workers,
+            images=group.images,
             timing=work / f"timing-{name}.csv",
         )  # fmt: skip
         tables.append(work / "records" / f"{name}.csv")

@@ -60,6 +60,9 @@ def publish(root: str | Path, profile: str = "study") -> Path:
             assert stage is not None  # its lineage was verified
             card = _card(name, data, pipeline, stage, params, records)
             (new / f"{name}.md").write_text(card, encoding="utf-8")
+        credits = folder / params.photos / "ATTRIBUTION.md"  # what `llicm data split` leaves there
+        if credits.is_file():
+            (new / "photos.md").write_bytes(credits.read_bytes())
         (new / "lineage.json").write_text(trace(folder / PARTS["llicm"], root).as_json() + "\n", encoding="utf-8")
     return out
 
@@ -123,10 +126,12 @@ def _photos(pipeline: Pipeline) -> tuple[str, str]:
     note = pipeline.folder / load(pipeline.folder / "params.yaml").photos / "SOURCES.txt"
     if not note.is_file():
         return "those of the repository (data/SOURCES.md)", "public domain, CC0 and CC BY"
-    line = next(line for line in note.read_text(encoding="utf-8").splitlines() if line.startswith("train: "))
-    source = line.removeprefix("train: ")
-    terms = [entry.licence for entry in catalogue().values() if source.startswith(entry.title)]
-    return source, ", ".join(terms) or "see their source"
+    lines = note.read_text(encoding="utf-8").splitlines()
+    sources = [line.removeprefix("train: ") for line in lines if line.startswith("train: ")]
+    terms = [entry.licence for source in sources for entry in catalogue().values() if source.startswith(entry.title)]
+    if note.with_name("ATTRIBUTION.md").is_file():
+        terms.append("each with its author in [photos.md](photos.md)")
+    return "; ".join(sources), ", ".join(dict.fromkeys(terms)) or "see their source"
 
 
 def _loss(objective: Objective) -> str:
