@@ -413,6 +413,39 @@ def test_standard_output_that_takes_nothing(here):
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("redirections", "code", "sentence"),
+    [
+        (">&-", 1, "error: standard output is closed; what should be there is lost."),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 1, ""),
+        ("-o - >&-", 1, "error: standard output is closed; give -o FILE."),
+    ],
+)
+def test_closed_streams(here, redirections, code, sentence):
+    """What is opened next would take the place of a closed stream."""
+    command = f"'{sys.executable}' -m llicm degrade a.png --task noisy {redirections}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.strip() == sentence
+    assert ("a.noisy.png" in files()) == ("-o" not in redirections)
+
+
+def test_names_that_are_not_utf8(here, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    os.rename("a.png", name)
+    command = [sys.executable, "-m", "llicm"]
+    done = subprocess.run([*command, "degrade", name, "--task", "noisy"], capture_output=True)
+    assert done.returncode == 0 and rb"caf\xe9.png -> caf\xe9" in done.stdout
+    again = subprocess.run([*command, "degrade", name, "--task", "noisy"], capture_output=True)
+    assert again.returncode == 1 and b"exists already" in again.stderr and b"Traceback" not in again.stderr
+
+
+def test_records_of_names_that_are_not_utf8(here, model, capsys):
+    os.rename("a.png", os.fsdecode(b"caf\xe9.png"))
+    run(capsys, "evaluate", ".", "--metrics", "psnr", "--levels", "1", "-o", "records.csv")
+    assert "caf\\xe9.png" in Path("records.csv").read_text()
+
+
 def test_progress_only_on_a_terminal(here, model, monkeypatch, capsys):
     assert "%" not in run(capsys, "restore", "photos", "-o", "better").err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -100,11 +101,68 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_nothing_is_asked_of_processes_where_asking_kills_them(tmp_path, monkeypatch):
-    (tmp_path / ".a.99999999.x.tmp").touch()
-    monkeypatch.setattr(files.os, "name", "nt")
-    files._sweep(tmp_path / "a")
-    assert len(os.listdir(tmp_path)) == 1
+def test_what_may_be_alive_is_left_where_there_are_no_locks(tmp_path, monkeypatch):
+    left = tmp_path / f".{files._short(tmp_path / 'a')}.x.tmp"
+    left.touch()
+    monkeypatch.setattr(files, "fcntl", None)
+    write_atomically(tmp_path / "a", b"")
+    assert left.exists()
+    monkeypatch.undo()
+    write_atomically(tmp_path / "a", b"")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_its_own(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "new", b"a")
+        for kept in (0o640, 0o444, 0o755):
+            (tmp_path / f"{kept:o}").write_bytes(b"old")
+            (tmp_path / f"{kept:o}").chmod(kept)
+            write_atomically(tmp_path / f"{kept:o}", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
+    for kept in (0o640, 0o444, 0o755):
+        path = tmp_path / f"{kept:o}"
+        assert stat.S_IMODE(path.stat().st_mode) == kept and path.read_bytes() == b"new"
+
+
+def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "cache").write_bytes(b"cached")
+    (tmp_path / "cache").chmod(0o444)
+    (tmp_path / "link").symlink_to("cache")
+    (tmp_path / "nowhere").symlink_to("gone")
+    for name in ("link", "nowhere"):
+        write_atomically(tmp_path / name, b"new")
+        assert not (tmp_path / name).is_symlink() and (tmp_path / name).read_bytes() == b"new"
+    assert (tmp_path / "cache").read_bytes() == b"cached" and not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e4" * 127, os.fsdecode(b"caf\xe9.png")])
+def test_every_name_that_the_system_takes_can_be_written(tmp_path, name):
+    write_atomically(tmp_path / name, b"a")
+    with files.atomic_folder(tmp_path / f"{name[:-1]}f") as new:
+        new.mkdir()
+    assert (tmp_path / name).read_bytes() == b"a" and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_place_is_one_whatever_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    spellings = ("a/x", "b/x", "a/../a/x", "./b/x", str(tmp_path / "a/x"))
+    assert {files.place(path) for path in spellings} == {tmp_path.resolve() / "a/x"}
+    assert files.place("a/y") != files.place("a/x") and files.place("/new.png") == Path("/new.png")
+    (tmp_path / "A").symlink_to("a")  # as where the file system makes no difference
+    monkeypatch.setattr(files.Path, "exists", lambda self: True)
+    monkeypatch.setattr(files.Path, "samefile", lambda self, other: True)
+    assert files.place("a/X.png") == files.place("a/x.PNG")
+
+
+def test_names_are_printable():
+    assert files.printable("a\u00e4.png") == "a\u00e4.png" and files.printable(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
 def test_numbers_are_those_of_errno():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image, ImageCms
 
 from llicm.errors import UserError
-from llicm.images import list_images, quantize8, read_image, write_png
+from llicm.images import by_stem, list_images, quantize8, read_image, write_png
 
 
 def ramp(height=6, width=10):
@@ -423,3 +425,10 @@ def test_list_images(tmp_path):
     for folder, words in ((tmp_path / "bare", "no images"), (tmp_path / "absent", "no such folder")):
         with pytest.raises(UserError, match=words):
             list_images(folder)
+
+
+def test_two_pictures_of_one_name():
+    found = by_stem([Path("b.png"), Path(os.fsdecode(b"caf\xe9.png"))])
+    assert list(found) == ["b", "caf\\xe9"]
+    with pytest.raises(UserError, match="a.png: another photo in this folder is also called a; rename one"):
+        by_stem([Path("a.jpg"), Path("a.png")])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,35 @@ def test_format_is_set_by_suffix_or_option():
         format_of(Path("a.heic"), None)
     with pytest.raises(UserError, match="a.png: its suffix says png, --format says jpg"):
         format_of(Path("a.png"), "jpg")
+
+
+def test_one_file_is_not_made_of_two(folder):
+    """Files are compared, not spellings."""
+    for name in ("photos/z.png", "photos/z.jpg"):
+        Path(name).write_bytes(b"")
+    Path("linked").symlink_to("photos")
+    for other in (f"{folder}/photos/z.jpg", "linked/z.jpg", "other/../photos/z.jpg"):
+        for output in (None, "new"):
+            with pytest.raises(UserError, match="z.llicm: both photos/z.png and .*z.jpg would be written there"):
+                plan(["photos/z.png", other], output, ".llicm")
+    for other in (f"{folder}/photos/z.png", "linked/z.png"):
+        with pytest.raises(UserError, match="z.png: named twice"):
+            plan(["photos/z.png", other], None, ".llicm")
+    with pytest.raises(UserError, match="linked/b.png: the result would replace this input"):
+        plan(["photos/b.png"], "linked/b.png", ".png")
+
+
+def test_a_pipe_needs_a_name_for_its_result_and_is_read_once(folder):
+    os.mkfifo("pipe")
+    for output in (None, "other", "new/"):
+        with pytest.raises(UserError, match="pipe: a pipe has no name to call the result by; give a file to -o"):
+            plan(["pipe"], output, ".png")
+    (job,) = plan(["pipe"], "new.png", ".png")
+    data = encode_photo(photo(), ".png")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(data))
+    writer.start()
+    assert torch.equal(files.read_photo(job.source), quantize8(photo()))
+    writer.join()
 
 
 def test_targets_are_replaced_only_on_demand(folder):

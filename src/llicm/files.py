@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear whole or not at all."""
 
-import glob
+import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
+import stat
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,12 @@ from typing import Any
 
 from llicm.errors import DiskFullError
 
-__all__ = ["json_text", "atomic_folder", "atomic_path", "write_atomically", "write_json"]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["json_text", "atomic_folder", "atomic_path", "place", "printable", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -22,7 +30,8 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
     """A temporary file beside `path` to write to; it takes that name at the end, or is removed after an exception.
 
     For writers that take a path. The folder is made. What an earlier writer of this file left when it was killed is
-    removed.
+    removed. A new file has the mode that the umask allows, one that is replaced keeps its own. A symbolic link is
+    replaced itself: what it points to, such as a file of DVC's cache, stays as it is.
 
     Args:
         durable: wait until the disk has it, so that it is there, and whole, even after a loss of power.
@@ -33,15 +42,15 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         OSError: the place is not writable.
     """
     path = Path(path)
-    temporary = None
+    temporary, handle = None, -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        old = None if path.is_symlink() or not path.exists() else stat.S_IMODE(path.stat().st_mode)
+        temporary, handle = _claim(path, 0o666 if old is None else old)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode) if old is None else old
         yield temporary
-        temporary.chmod(0o644)  # mkstemp makes it private to its owner
+        temporary.chmod(mode)
         if durable:
             _sync(temporary)
         temporary.replace(path)
@@ -53,6 +62,9 @@ def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path
         if isinstance(error, OSError) and error.errno in DiskFullError.REASONS:
             raise DiskFullError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
+    finally:
+        if handle >= 0:
+            os.close(handle)  # and the lock with it
 
 
 @contextmanager
@@ -64,7 +76,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{_short(path)}."))
     new, old = work / "new", work / "old"
     try:
         yield new
@@ -111,17 +123,63 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def place(path: str | os.PathLike) -> Path:
+    """Where a file is or would be written, the same for all spellings of one place: through links to folders, and in
+    any case of letters where the file system makes no difference."""
+    folder, name = Path(path).parent.resolve(), Path(path).name
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    other = Path(str(there).swapcase())
+    if other != there and other.exists() and other.samefile(there):
+        return folder / unicodedata.normalize("NFC", name).casefold()
+    return folder / name
+
+
+def printable(name: str | os.PathLike) -> str:
+    """A file name as text that can be printed and stored: bytes that are not UTF-8 as \\x escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _short(path: Path) -> str:
+    """What temporary names begin with: a name may be as long as the file system allows, so it is not part of them."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+
+
+def _claim(path: Path, mode: int) -> tuple[Path, int]:
+    """A new temporary file beside `path`, and a handle that holds its lock as long as its writer lives."""
+    while True:
+        temporary = path.with_name(f".{_short(path)}.{secrets.token_hex(6)}.tmp")
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode | 0o600)
+        if _lock(handle) is not False and temporary.exists():
+            return temporary, handle
+        os.close(handle)  # taken by somebody's sweep before it was locked
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether the lock was free, and is ours now; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
 def _sweep(path: Path) -> None:
-    """Remove temporary files for `path` whose writer, named in theirs by its process number, is dead."""
-    if os.name != "posix":  # elsewhere `kill` with 0 does not ask, it kills
-        return
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = old.name.removeprefix(f".{path.name}.").split(".")[0]
-        if not number.isdigit():
-            continue
+    """Remove temporary files for `path` whose writer is dead: nobody holds their lock.
+
+    A process number would not tell: in another container, or on another machine that shares the folder, it is somebody
+    else's. Where the file system has no locks, nothing is removed.
+    """
+    for old in path.parent.glob(f".{_short(path)}.*.tmp"):
         try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            old.unlink(missing_ok=True)
-        except (OSError, OverflowError):
-            pass  # alive, and another user's
+            handle = os.open(old, os.O_RDWR)
+        except OSError:
+            continue  # gone, or another user's
+        try:
+            if _lock(handle):
+                old.unlink(missing_ok=True)
+        finally:
+            os.close(handle)

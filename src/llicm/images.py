@@ -6,7 +6,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from llicm.colour import Facts, facts_of
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import printable, write_atomically
 from llicm.limits import check_finite, check_size
 
-__all__ = ["IMAGE_SUFFIXES", "list_images", "quantize8", "read_image", "write_png"]
+__all__ = ["IMAGE_SUFFIXES", "by_stem", "list_images", "quantize8", "read_image", "write_png"]
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2",
@@ -356,3 +356,18 @@ def list_images(folder: str | os.PathLike, remedy: str = "") -> list[Path]:
         kinds = ", ".join(s[1:] for s in IMAGE_SUFFIXES)
         raise UserError(f"{folder}: no images in this folder; {remedy or f'put at least one there ({kinds})'}.")
     return sorted(found, key=lambda p: p.name)
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by their names without suffix, printable, in their order.
+
+    Raises:
+        UserError: two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = printable(path.stem)
+        if name in found:
+            raise UserError(f"{path}: another photo in this folder is also called {name}; rename one.")
+        found[name] = path
+    return found

@@ -7,6 +7,9 @@ with one sentence for each; 2 wrong arguments; 130 interrupted.
 Commands import what they run when they run: `llicm --help` and completion in the shell do not wait for torch.
 """
 
+import io
+import os
+import sys
 from collections.abc import Sequence
 
 import click
@@ -38,12 +41,23 @@ for _command in (*photos.COMMANDS, *study.COMMANDS):
     llicm.add_command(_command)
 
 
+def _open_streams() -> None:
+    """Standard streams that can be used: one that the caller closed leads nowhere, so that no file that is opened later
+    takes its place, and names that are not UTF-8 are printed as they are."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (of the process if None).
 
     Returns:
         The exit code: 0, 1 after an error that was reported, 2 for wrong arguments, 130 after an interruption.
     """
+    _open_streams()
     try:
         # Commands return nothing; what comes back is the code of `--help`, `--version` and click's Exit.
         return llicm.main(args=arguments, prog_name="llicm", standalone_mode=False) or 0

@@ -148,6 +148,8 @@ def print_result(data: str | bytes) -> None:
     Raises:
         UserError: its reader went away, or the disk is full.
     """
+    if sys.__stdout__ is None:
+        raise UserError("standard output is closed; what should be there is lost.")
     try:
         if isinstance(data, bytes):
             sys.stdout.buffer.write(data)

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llicm.errors import UserError
-from llicm.files import write_atomically
+from llicm.files import place, printable, write_atomically
 from llicm.limits import check_finite
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Job:
 
 def name_of(source: Path | None) -> str:
     """A path as text; "standard input" for None."""
-    return "standard input" if source is None else str(source)
+    return "standard input" if source is None else printable(source)
 
 
 def expand(inputs: Iterable[str], streams: bool = False) -> list[Path | None]:
@@ -78,9 +78,11 @@ def expand(inputs: Iterable[str], streams: bool = False) -> list[Path | None]:
             found += list_images(path)
     if None in found and len(found) > 1:
         raise UserError("-: standard input holds one image and cannot be mixed with files; name the files alone.")
-    twice = next((path for path in found if found.count(path) > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice}: named twice; name it once.")
+    places: set[Path] = set()
+    for path in (path for path in found if path is not None):
+        if place(path) in places:
+            raise UserError(f"{name_of(path)}: named twice; name it once.")
+        places.add(place(path))
     return found
 
 
@@ -90,6 +92,8 @@ def plan(inputs: Sequence[str], output: str | None, suffix: str, label: str = ""
     Without `output`, results lie beside their inputs. One file goes to the file or existing folder `output`; several,
     or those of a folder, into the folder `output`, which is made when it is needed. Input from a pipe goes to one by
     default, and `output` can be `-`.
+
+    A named pipe, such as `<(...)` of a shell, is read like standard input, but has no name to go by: it needs `output`.
 
     Args:
         suffix: of the results, e.g. ".png"; a file that is named by `output` keeps its own.
@@ -120,9 +124,11 @@ def plan(inputs: Sequence[str], output: str | None, suffix: str, label: str = ""
         raise UserError(f"{folder}: a folder, but what comes from standard input has no name; give a file to -o.")
     jobs: list[Job] = []
     takers: dict[Path, str] = {}
-    known = {path.resolve() for path in sources if path is not None}
+    known = {file for path in sources if path is not None for file in (path.resolve(), place(path))}
     for source in sources:
         target = None  # a pipe
+        if source is not None and is_pipe(source) and (folder is not None or output is None):
+            raise UserError(f"{name_of(source)}: a pipe has no name to call the result by; give a file to -o.")
         if folder is not None and source is not None:
             target = folder / f"{source.stem}{suffix}"
         elif output is not None and output != "-":
@@ -130,14 +136,21 @@ def plan(inputs: Sequence[str], output: str | None, suffix: str, label: str = ""
         elif output is None and source is not None:
             target = source.with_name(f"{source.stem}{label}{suffix}")
         if target is not None:
-            if target.resolve() in known:
-                raise UserError(f"{target}: the result would replace this input; give another name or folder to -o.")
-            if target in takers:
-                both = f"both {takers[target]} and {name_of(source)}"
-                raise UserError(f"{target}: {both} would be written there; rename one, or run them apart.")
-            takers[target] = name_of(source)
+            if {target.resolve(), place(target)} & known:
+                raise UserError(
+                    f"{name_of(target)}: the result would replace this input; give another name or folder to -o."
+                )
+            if (there := place(target)) in takers:
+                both = f"both {takers[there]} and {name_of(source)}"
+                raise UserError(f"{name_of(target)}: {both} would be written there; rename one, or run them apart.")
+            takers[there] = name_of(source)
         jobs.append(Job(source, target))
     return jobs
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether it can be read only once: a named pipe, or what a shell makes of `<(...)`."""
+    return path.is_fifo() or path.is_char_device() or path.is_socket()
 
 
 def format_of(target: Path | None, wanted: str | None) -> str:
@@ -165,6 +178,8 @@ def check_target(job: Job, force: bool) -> None:
             terminal.
     """
     if job.target is None:
+        if sys.__stdout__ is None:
+            raise UserError("standard output is closed; give -o FILE.")
         if sys.stdout.isatty():
             raise UserError("standard output is a terminal, which cannot show this file; redirect it, or give -o FILE.")
         return
@@ -181,6 +196,8 @@ def read_bytes(source: Path | None) -> bytes:
     Raises:
         UserError: it cannot be read.
     """
+    if source is None and sys.__stdin__ is None:
+        raise UserError("standard input is closed; name a file.")
     try:
         return sys.stdin.buffer.read() if source is None else source.read_bytes()
     except OSError as error:
@@ -188,14 +205,15 @@ def read_bytes(source: Path | None) -> bytes:
 
 
 def read_photo(source: Path | None) -> "Tensor":
-    """A photo (3, H, W) from a file or standard input; see `llicm.images.read_image`.
+    """A photo (3, H, W) from a file, a pipe or standard input; see `llicm.images.read_image`.
 
     Raises:
         UserError: see there.
     """
     from llicm.images import read_image
 
-    return read_image(read_bytes(None), name_of(None)) if source is None else read_image(source)
+    once = source is None or is_pipe(source)
+    return read_image(read_bytes(source), name_of(source)) if once else read_image(cast(Path, source))
 
 
 def encode_photo(image: "Tensor", suffix: str) -> bytes:

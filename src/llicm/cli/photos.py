@@ -12,7 +12,7 @@ from llicm.cli import files
 from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Number, Stop, Task, each, offer, print_note, print_result
 from llicm.cli.files import Job
 from llicm.errors import UserError
-from llicm.files import json_text
+from llicm.files import json_text, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ def _convert(jobs: Iterable[Job], force: bool, work: Callable[[Job], tuple[bytes
         data, line = work(job)
         if job.target is not None:
             files.write_file(job.target, data)
-            return f"{job.name} -> {job.target}  {line}"
+            return f"{job.name} -> {files.name_of(job.target)}  {line}"
         print_result(data)
         return line
 
@@ -406,10 +406,12 @@ def evaluate(
     paths = [path for path in files.expand(inputs) if path is not None]
     if not paths:
         raise UserError("-: evaluate reads files and folders only; give a path.")
-    names = [path.name for path in paths]
+    names: set[str] = set()
     for path in paths:
-        if names.count(path.name) > 1:
-            raise UserError(f"{path}: another image of this name is measured too; rename one, or evaluate them apart.")
+        if printable(path.name) in names:
+            name = files.name_of(path)
+            raise UserError(f"{name}: another image of this name is measured too; rename one, or evaluate them apart.")
+        names.add(printable(path.name))
     target = None if output in (None, "-") else Path(output)
     if target is not None:
         if target.is_dir():
@@ -436,7 +438,8 @@ def evaluate(
                 value = metric(quantize8(image)[None], None if against is None else quantize8(against)[None])
                 rows.append({
                     "method": method, "family": "llicm" if size else "raw",
-                    "order": "after" if method == "llicm" else "alone", "task": task or "own", "image": path.name,
+                    "order": "after" if method == "llicm" else "alone", "task": task or "own",
+                    "image": printable(path.name),
                     "level": level, "bytes": size or float("nan"),
                     "bpp": 8 * size / (x.shape[1] * x.shape[2]) if size else float("nan"), "metric": metric.name,
                     "value": float(value[0]),
@@ -453,8 +456,8 @@ def evaluate(
 
     failed: list[Path] = []
     rows: list[dict[str, Any]] = []
-    for path, found in each(paths, work, lambda path: [str(path)], failed):
-        click.echo(f"{path}: measured", err=True)
+    for path, found in each(paths, work, lambda path: [files.name_of(path)], failed):
+        click.echo(f"{files.name_of(path)}: measured", err=True)
         rows += found
     if rows:
         _write_records(rows, target)

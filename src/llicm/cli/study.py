@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from llicm.cli.common import METRICS, PATH, CommaList, InOrder, dataset_names, names_in_params, offer, print_result
 from llicm.errors import UserError
 
-CHECKS = ("lock", "history", "hashes", "notebooks", "readme", "shown", "weights", "figures")
+CHECKS = ("lock", "history", "hashes", "notebooks", "readme", "shown", "published", "weights", "figures")
 
 _datasets = click.option(
     "--datasets", type=PATH, default=Path("datasets"), show_default=True, help="Folder of the registry of copies."

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from llicm.errors import UserError
-from llicm.images import list_images, read_image
+from llicm.images import by_stem, list_images, read_image
 
 __all__ = ["Corpus", "load_photos"]
 
@@ -62,15 +62,13 @@ def _split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
 
 def _read(paths: list[Path]) -> dict[str, Tensor]:
     photos: dict[str, Tensor] = {}
-    for path in paths:
-        if path.stem in photos:
-            raise UserError(f"{path}: another photo in this folder is also called {path.stem}; rename one.")
+    for name, path in by_stem(paths).items():
         photo = read_image(path)
         height, width = photo.shape[1:]
         if min(height, width) < SMALLEST_SIDE:
             least = f"at least {SMALLEST_SIDE} pixels a side"
             raise UserError(f"{path}: {width}x{height} pixels is too small; remove it or use photos of {least}.")
-        photos[path.stem] = photo
+        photos[name] = photo
     return photos
 
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from llicm.degradations import CLEAN, IN_ORDER, degrade
 from llicm.errors import UserError
 from llicm.files import atomic_folder
-from llicm.images import list_images, quantize8, read_image, write_png
+from llicm.images import by_stem, list_images, quantize8, read_image, write_png
 
 __all__ = [
     "Pair",
@@ -117,7 +117,7 @@ def read_pairs(root: str | os.PathLike, split: str, word: str) -> list[Pair]:
     folder = Path(root) / split / word
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of pairs; make it with the stage `degrade` or copy pairs there.")
-    ideals, degraded = (_by_stem(folder / kind) for kind in ("GT", "LQ"))
+    ideals, degraded = (by_stem(list_images(folder / kind)) for kind in ("GT", "LQ"))
     pairs = []
     for name, path in degraded.items():
         if name not in ideals:
@@ -194,16 +194,7 @@ def centre_crop(photo: Tensor, max_side: int | None) -> Tensor:
     return photo[:, top : top + h, left : left + w]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in list_images(folder):
-        if path.stem in found:
-            raise UserError(f"{path}: {found[path.stem].name} has the same name before the dot; remove one.")
-        found[path.stem] = path
-    return found
-
-
 def stable_seed(*parts: object) -> int:
     """A seed that depends on these values alone, not on the process."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -17,8 +17,8 @@ from llicm.benchmark.records import read_records, write_records
 from llicm.data.catalogue import catalogue, folder_of, known_sets, overlap
 from llicm.data.pairs import put_pairs, read_pairs, write_pairs
 from llicm.errors import UserError
-from llicm.files import write_json
-from llicm.images import list_images, read_image
+from llicm.files import printable, write_json
+from llicm.images import by_stem, list_images, read_image
 from llicm.methods import NONE
 from llicm.parameters import load
 from llicm.pipeline.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def run_benchmark(
     if real:
         put_pairs(read_pairs(folder, "", "")[:count], work / "pairs", tasks[0], max_side)
     else:
-        images = {path.stem: read_image(path) for path in files}
+        images = {name: read_image(path) for name, path in by_stem(files).items()}
         write_pairs(images, work / "pairs", tasks, parameters.degrade.test_severity, parameters.seed, "val", max_side)
     models, fit = root / "artifacts" / "models", root / "artifacts" / "niqe_fit.mat"
     tables = []
@@ -107,7 +107,7 @@ def run_benchmark(
     elsewhere(Study(records, parameters, out, flat=True))
     about = {
         "photos": photos, "source": catalogue()[photos].source if photos in catalogue() else "a folder",
-        "images": {path.name: _sha(path) for path in files}, **settings, "groups": names,
+        "images": {printable(path.name): _sha(path) for path in files}, **settings, "groups": names,
         "metrics": list(dict.fromkeys(records["metric"])),
         "models": {p.relative_to(models).as_posix(): _sha(p) for p in sorted(models.rglob("*.safetensors"))},
     }  # fmt: skip
