@@ -40,6 +40,8 @@ ANCHORS = {
     ],
 }
 # WebP is exact to the published decimals; JPEG decoders changed by up to 0.13 dB since, and bpp by 0.004.
+# Measured with these settings, which cost more bits than those of the study.
+ANCHOR_SETTINGS = {"jpeg": {"subsampling": "4:2:0"}, "webp": {"method": 4}}
 TOLERANCE = {"jpeg": (0.005, 0.15), "webp": (0.0002, 0.002)}
 
 
@@ -54,7 +56,8 @@ def kodak():
 
 
 def check_anchor(kodak, name, quality, bpp, psnr):
-    codec = CONVENTIONAL[name]
+    codec = type(CONVENTIONAL[name])(name)
+    codec.settings = ANCHOR_SETTINGS[name]
     rates, values = [], []
     for image in kodak:
         data = codec.compress(image, quality)
@@ -109,12 +112,13 @@ def psnr(image, reference):
 # A low and a high quality of each codec that the package's own requirements bring along.
 QUALITIES = {
     "avif": (20, 80),
-    "avif444": (20, 80),
+    "avif420": (20, 80),
     "heic": (14, 40),
     "heic420": (14, 40),
     "jpeg": (10, 80),
     "jpeg2000": (25, 40),
     "jpeg444": (10, 80),
+    "jxl": (20, 80),
     "webp": (10, 80),
 }
 NAMES = sorted(QUALITIES)
@@ -149,7 +153,8 @@ def test_any_size(name, size):
     image = 0.25 + 0.5 * torch.linspace(0, 1, size[1]).expand(3, *size)  # grey: no loss by chroma subsampling
     decoded = codec.decompress(codec.compress(image, QUALITIES[name][1]))
     assert decoded.shape == image.shape
-    assert psnr(decoded, image) > 30
+    # libjxl smooths pictures of a few pixels, whatever the quality
+    assert psnr(decoded, image) > (15 if name == "jxl" and min(size) < 8 else 30)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,7 +176,7 @@ def test_colours_keep_their_order():
 
 
 @pytest.mark.parametrize(
-    ("full", "half", "quality"), [("jpeg444", "jpeg", 95), ("avif444", "avif", 95), ("heic", "heic420", 45)]
+    ("full", "half", "quality"), [("jpeg444", "jpeg", 95), ("avif", "avif420", 95), ("heic", "heic420", 45)]
 )
 def test_full_chroma_keeps_a_thin_coloured_stripe(full, half, quality):
     image = torch.tensor([0.1, 0.3, 0.8])[:, None, None].repeat(1, 48, 48)
@@ -184,7 +189,7 @@ def test_full_chroma_keeps_a_thin_coloured_stripe(full, half, quality):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process")
-@pytest.mark.parametrize("name", ["avif", "heic"])
+@pytest.mark.parametrize("name", ["avif", "heic", "jxl"])
 def test_bytes_do_not_depend_on_the_processors(name):
     image = picture(200, 300)
     processors = os.sched_getaffinity(0)
@@ -249,8 +254,8 @@ def patched(data, marker, offset, values):
 @pytest.mark.parametrize(
     ("name", "marker", "offset", "values"),
     [
-        ("jpeg", b"\xff\xc0", 5, bytes([0x40, 1, 0, 8])),  # 16385 rows
-        ("jpeg", b"\xff\xc0", 5, bytes([0x20, 0xFF, 0x20, 0xFF])),  # more than 2**26 pixels
+        ("jpeg", b"\xff\xc2", 5, bytes([0x40, 1, 0, 8])),  # 16385 rows
+        ("jpeg", b"\xff\xc2", 5, bytes([0x20, 0xFF, 0x20, 0xFF])),  # more than 2**26 pixels
         ("webp", b"\x9d\x01\x2a", 3, bytes([0xFF, 0x20, 0xFF, 0x20])),
         ("jpeg2000", b"ihdr", 4, bytes([0, 0, 0x40, 1, 0, 0, 0, 8])),
         ("heic", b"ispe", 8, bytes([0, 0, 0x40, 1, 0, 0, 0, 8])),
@@ -291,11 +296,32 @@ def test_picture_too_large():
 
 def test_description_names_versions_and_settings():
     described = CONVENTIONAL["webp"].describe()
-    assert described["name"] == "webp" and described["settings"] == {"method": 4}
+    assert described["name"] == "webp" and described["settings"] == {"method": 6}
     assert described["library"].startswith("webp 1.") and described["pillow"][0].isdigit()
-    for suffix, subsampling in (("", "4:2:0"), ("444", "4:4:4")):
-        assert CONVENTIONAL["jpeg" + suffix].describe()["settings"] == {"subsampling": subsampling}
-        assert CONVENTIONAL["avif" + suffix].describe()["settings"]["subsampling"] == subsampling
+    for name, subsampling in (("jpeg", "4:2:0"), ("jpeg444", "4:4:4"), ("avif", "4:4:4"), ("avif420", "4:2:0")):
+        assert CONVENTIONAL[name].describe()["settings"]["subsampling"] == subsampling
+    assert CONVENTIONAL["avif"].describe()["settings"]["advanced"] == {"tune": "psnr"}
+    assert CONVENTIONAL["jxl"].describe()["settings"]["effort"] == 9
+    assert "pillow-jxl-plugin" in CONVENTIONAL["jxl"].describe()["library"]
+
+
+def test_settings_are_better_than_the_usual_ones():
+    """Those of the published anchors, and those of AVIF before, need more bits or have the larger error."""
+    image, usual = picture(128, 160), ANCHOR_SETTINGS | {"avif420": {"subsampling": "4:2:0", "speed": 6}}
+    for name, settings in usual.items():
+        best, plain = CONVENTIONAL[name], type(CONVENTIONAL[name])(name)
+        plain.settings = settings
+        curves = []
+        for codec in (best, plain):
+            files = [codec.compress(image, quality) for quality in range(30, 91, 10)]
+            curves.append((np.log([len(f) for f in files]), [psnr(codec.decompress(f), image) for f in files]))
+        (rates, values), (plain_rates, plain_values) = curves
+        inside = [i for i, rate in enumerate(plain_rates) if rates[0] <= rate <= rates[-1]]
+        gains = [np.interp(plain_rates[i], rates, values) - plain_values[i] for i in inside]
+        assert np.mean(gains) > 0, (name, gains)
+
+
+def test_description_of_heic():
     described = CONVENTIONAL["heic"].describe()
     assert described["settings"]["chroma"] == 444 and described["settings"]["x265:wpp"] == 0
     assert "x265" in described["library"] and "libde265" in described["decoder"] and described["pillow_heif"]
@@ -322,15 +348,16 @@ def test_heic_ignores_options_of_the_process(monkeypatch):
 
 
 def test_missing_codecs_are_reported(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    for package in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
     monkeypatch.setattr(conventional.features, "check", lambda feature: feature != "avif")
     monkeypatch.setenv("LLICM_VVC", str(tmp_path))
     report = available()
     assert sorted(report) == sorted(CONVENTIONAL)
-    assert {name for name, reason in report.items() if reason} == {"avif", "avif444", "heic", "heic420", "vvc"}
+    assert {name for name, reason in report.items() if reason} == {"avif", "avif420", "heic", "heic420", "jxl", "vvc"}
     assert "pip install pillow-heif" in report["heic"] and "install the pinned Pillow" in report["avif"]
     assert str(tmp_path) in report["vvc"] and "vvencapp" in report["vvc"] and "EncoderAppStatic" in report["vvc"]
-    for name in ("avif", "heic", "vvc"):
+    for name in ("avif", "heic", "jxl", "vvc"):
         codec = CONVENTIONAL[name]
         for method, arguments in ((codec.compress, (picture(8, 8), 30)), (codec.decompress, (b"anything",))):
             with pytest.raises(UserError) as raised:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conventional still-image codecs by name: JPEG, WebP, JPEG 2000, AVIF, HEVC intra (HEIC) and VVC intra.
+"""Conventional still-image codecs by name: JPEG, WebP, JPEG 2000, JPEG XL, AVIF, HEVC intra (HEIC), VVC intra.
+
+A baseline's curve is the best that its encoder can do in some seconds a photo: settings are chosen for the squared
+error that rate-distortion curves measure (docs/conventional.md says what that is worth).
 
 The rate of a conventional codec is the length of the complete file it writes, headers included, so that
 it can be compared with the real bitstream of a learned codec; the picture is always what the format's own
@@ -13,14 +16,15 @@ jpeg       4:2:0    0 to 100, libjpeg's                                Pillow
 jpeg444    4:4:4    0 to 100, libjpeg's                                Pillow
 webp       4:2:0    0 to 100, libwebp's                                Pillow
 jpeg2000   4:4:4    20 to 60, the PSNR aimed at in dB                  Pillow
-avif       4:2:0    0 to 100, libavif's                                Pillow
-avif444    4:4:4    0 to 100, libavif's                                Pillow
+jxl        4:4:4    0 to 99, libjxl's                                  pillow-jxl-plugin
+avif       4:4:4    0 to 100, libavif's                                Pillow
+avif420    4:2:0    0 to 100, libavif's                                Pillow
 heic       4:4:4    0 to 51, 51 - QP                                   pillow-heif
 heic420    4:2:0    0 to 51, 51 - QP                                   pillow-heif
 vvc        program  0 to 63, 63 - QP                                   VTM, or vvenc and vvdec
 ========== ======== ================================================== ==============================
 
-The published BPG, AV1 and VTM anchors are 4:4:4, to be compared with `heic`, `avif444` and `vvc` by VTM; those of
+The published BPG, AV1 and VTM anchors are 4:4:4, to be compared with `heic`, `avif` and `vvc` by VTM; those of
 JPEG and WebP are 4:2:0. :func:`available` says which codecs cannot be used here, and why.
 
 A further codec is one class in a module of its own, found by its name (then no model is trained again):
@@ -30,6 +34,7 @@ A further codec is one class in a module of its own, found by its name (then no 
 """
 
 import importlib
+import importlib.metadata
 import io
 import os
 import pkgutil
@@ -244,10 +249,10 @@ def _boxes_fill(data: bytes) -> bool:
 
 @register("jpeg")
 class JPEG(ConventionalCodec):
-    """Baseline JPEG, 4:2:0 like the published anchors, default Huffman tables, through libjpeg(-turbo)."""
+    """JPEG, 4:2:0 like the published anchors, through libjpeg(-turbo); progressive, with Huffman tables of its own."""
 
     format, feature = "JPEG", "jpg"
-    settings = {"subsampling": "4:2:0"}
+    settings = {"subsampling": "4:2:0", "progressive": True, "optimize": True}
 
     def whole(self, data: bytes) -> bool:
         return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"  # start and end of image
@@ -261,15 +266,15 @@ class JPEG(ConventionalCodec):
 class JPEG444(JPEG):
     """As `jpeg`, without chroma subsampling."""
 
-    settings = {"subsampling": "4:4:4"}
+    settings = JPEG.settings | {"subsampling": "4:4:4"}
 
 
 @register("webp")
 class WebP(ConventionalCodec):
-    """Lossy WebP (always 4:2:0) at libwebp's default effort."""
+    """Lossy WebP (always 4:2:0) at libwebp's greatest effort."""
 
     format, feature = "WEBP", "webp"
-    settings = {"method": 4}
+    settings = {"method": 6}
 
     def whole(self, data: bytes) -> bool:
         return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
@@ -277,17 +282,40 @@ class WebP(ConventionalCodec):
 
 @register("avif")
 class AVIF(ConventionalCodec):
-    """AVIF, 4:2:0. One encoder thread, since the bytes may depend on the number of threads."""
+    """AVIF by libaom, 4:4:4, tuned for PSNR. One encoder thread, since bytes may depend on the number of threads."""
 
     format, feature = "AVIF", "avif"
-    settings = {"subsampling": "4:2:0", "speed": 6, "max_threads": 1}
+    settings = {"subsampling": "4:4:4", "speed": 4, "codec": "aom", "advanced": {"tune": "psnr"}, "max_threads": 1}
 
 
-@register("avif444")
-class AVIF444(AVIF):
-    """As `avif`, without chroma subsampling, like the published AV1 anchors."""
+@register("avif420")
+class AVIF420(AVIF):
+    """As `avif`, with chroma subsampling."""
 
-    settings = AVIF.settings | {"subsampling": "4:4:4"}
+    settings = AVIF.settings | {"subsampling": "4:2:0"}
+
+
+@register("jxl")
+class JPEGXL(ConventionalCodec):
+    """Lossy JPEG XL by libjxl, which optimizes its own perceptual distance and has no mode for PSNR.
+
+    The container costs 40 bytes, which count: a bare codestream does not show that bytes were appended.
+    """
+
+    format = "JXL"
+    quality_range = (0, 99)  # 100 is lossless, another coder
+    settings = {"effort": 9, "use_container": True, "num_threads": 1}
+
+    def missing(self) -> str | None:
+        try:
+            importlib.import_module("pillow_jxl")  # registers the format with Pillow
+        except ImportError:
+            return f"{self.name} needs the package pillow-jxl-plugin: pip install pillow-jxl-plugin."
+        return None
+
+    def versions(self) -> dict[str, Any]:
+        plugin = importlib.metadata.version("pillow-jxl-plugin")
+        return {"pillow": PIL.__version__, "library": f"libjxl of pillow-jxl-plugin {plugin}"}
 
 
 @register("jpeg2000")
