@@ -85,7 +85,7 @@ def test_a_batch_goes_through_the_prefilter_as_computed_and_a_picture_in_8_bits(
     prefilter = listening(None)
     system, x = LLICM(None, None, prefilter=prefilter), picture(32, 48)
     batch, image = system.prefiltered(x[None]), system.prefiltered(x)
-    assert torch.equal(batch, prefilter(x[None]).clamp(0, 1)) and not batch.requires_grad
+    assert torch.equal(batch, prefilter(x[None]).clamp(0, 1)) and not image.requires_grad
     assert torch.equal(image, quantize8(batch[0])) and not torch.equal(image, batch[0])
     assert LLICM(None, None).prefiltered(x) is x
 

@@ -129,7 +129,7 @@ def test_gradients_of_one_batch(restorer, one_thread):
     x, ideal = torch.rand(2, 4, 3, 64, 64)
     level = torch.tensor([0.0, 0.7, 1.9, 3.0])
     output = LLICM(parts["codec"], parts["restorer"]).train()(x, level, None, ideal, objective.fork)
-    loss, bpp = objective(output, x, ideal, parts["codec"].lambdas(level))
+    loss, bpp = objective(output, x, x, ideal, parts["codec"].lambdas(level))
     loss.backward()
 
     recorded = GOLDEN["gradients"][restorer["name"]]

@@ -63,12 +63,12 @@ def test_objective_is_the_stated_sum(batch):
     x, ideal = batch
     out = system_of(DIRECT)(x, torch.tensor([0.0, 3.0]))
     lmbda = torch.tensor([0.002, 0.07])
-    loss, bpp = Objective(**RPO)(out, x, ideal, lmbda)
+    loss, bpp = Objective(**RPO)(out, x, x, ideal, lmbda)
     mean = (0.002 * 0.07) ** 0.5
     of_codec = (mean / lmbda).sqrt() * (0.1 * lmbda * DISTANCES["mse"](out.decoded, x) + bpp)
     by_hand = of_codec + mean * DISTANCES["log_mse"](out.enhanced, ideal)
     assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
-    without_rate, _ = Objective(**RESTORE)(out, x, ideal, lmbda)
+    without_rate, _ = Objective(**RESTORE)(out, x, x, ideal, lmbda)
     assert without_rate.item() == pytest.approx(
         0.01 * DISTANCES["log_mse"](out.enhanced, ideal).mean().item(), rel=1e-5
     )
@@ -78,7 +78,7 @@ def test_perception_term_reaches_the_encoder(batch):
     x, ideal = batch
     system = system_of(DIRECT)
     pure = Objective(gamma=1.0, perception={"log_mse": 1.0})
-    pure(system(x, torch.tensor([1.0, 2.0]), fork=pure.fork), x, ideal, None)[0].backward()
+    pure(system(x, torch.tensor([1.0, 2.0]), fork=pure.fork), x, x, ideal, None)[0].backward()
     assert system.codec.decide[-1].weight.grad.abs().sum() > 0
 
 
@@ -111,6 +111,15 @@ def test_the_fork_limits_the_pull_of_perception(alpha, gamma):
     assert torch.allclose(more[1:], of_p[1:], atol=1e-6)
 
 
+def test_d_is_measured_against_what_is_named(batch):
+    x, ideal = batch
+    prefiltered = (x + ideal) / 3
+    output = system_of(DIRECT)(prefiltered, torch.tensor([1.0, 2.0]))
+    for against, reference in (("input", x), ("prefiltered", prefiltered), ("ideal", ideal)):
+        loss, _ = Objective(alpha=1.0, distortion={"mse": 1.0}, against=against)(output, x, prefiltered, ideal, None)
+        assert torch.allclose(loss, DISTANCES["mse"](output.decoded, reference).mean())
+
+
 def test_perception_counts_for_the_codec_by_the_level(batch):
     """Where it is not limited, P pulls the codec as in lambda · gamma · P, divided by the square root like the rest."""
     x, ideal = batch
@@ -119,7 +128,7 @@ def test_perception_counts_for_the_codec_by_the_level(batch):
     system.codec.register_forward_hook(lambda *call: call[-1]["x_hat"].register_hook(gradients.append) and None)
     objective = Objective(0.0, 1.0, 1.0, {}, {"mse": 1.0})
     output = system(x, torch.tensor([0.0, 3.0]), fork=objective.fork)
-    objective(output, x, ideal, lmbda)[0].backward()
+    objective(output, x, x, ideal, lmbda)[0].backward()
     decoded = output.decoded.detach().requires_grad_()
     distances = DISTANCES["mse"](system.restorer(decoded), ideal)
     (by_hand,) = torch.autograd.grad((((0.002 * 0.07) ** 0.5 * lmbda).sqrt() * distances).mean(), decoded)
@@ -135,7 +144,7 @@ def pull_on_decoded(batch, alpha, gamma):
     )
     objective = Objective(alpha, 0.0, gamma, {"mse": 1.0}, {"mse": 1e6})
     output = system(x, torch.tensor([1.0, 2.0]), fork=objective.fork)
-    objective(output, x, ideal, None)[0].backward()
+    objective(output, x, x, ideal, None)[0].backward()
     return seen[0].flatten(1).norm(dim=1)
 
 
@@ -155,7 +164,7 @@ def test_what_the_diffusion_restorer_learns_from_reaches_the_encoder(batch, weig
     x, ideal = batch
     system, objective = system_of(IRSDE), Objective(**weights)
     output = system(x, torch.tensor([1.0, 2.0]), None, ideal, objective.fork, "x0")
-    objective(output, x, ideal, None)[0].backward()
+    objective(output, x, x, ideal, None)[0].backward()
     assert system.codec.decide[-1].weight.grad.abs().sum() > 0
     by_hand = (output.enhanced - ideal).abs().mean((1, 2, 3))
     assert torch.allclose(output.diffusion, by_hand, rtol=1e-5)
@@ -165,9 +174,9 @@ def test_the_diffusion_restorers_own_loss_is_part_of_the_objective(batch):
     x, ideal = batch
     torch.manual_seed(0)
     output = LLICM(None, RESTORERS.make(**IRSDE))(x, ideal=ideal)
-    loss, _ = Objective(0.0, 0.0, 0.01, {}, {"log_mse": 1.0}, 3.0)(output, x, ideal, None)
+    loss, _ = Objective(0.0, 0.0, 0.01, {}, {"log_mse": 1.0}, 3.0)(output, x, x, ideal, None)
     by_hand = 0.01 * DISTANCES["log_mse"](output.enhanced, ideal) + 3 * output.diffusion
     assert loss.item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
     direct = LLICM(None, RESTORERS.make(**DIRECT))
     with pytest.raises(UserError, match="delta needs a restorer named irsde"):
-        Objective(delta=1.0)(direct(x, ideal=ideal), x, ideal, None)
+        Objective(delta=1.0)(direct(x, ideal=ideal), x, x, ideal, None)

@@ -58,7 +58,7 @@ def test_every_profile_is_valid_and_readable(path):
         ("vlm.view", "half", "parameter 'vlm.view' is \"half\": input should be 'whole' or 'windows'"),
         ("models.restorer.context", "all", "is \"all\": input should be 'none', 'degradation', 'both' or 'oracle'"),
         ("benchmark.webp.role", "best", "'benchmark.webp.role' is \"best\": input should be 'baseline', 'test'"),
-        ("models.rdo.trains", ["prefilter"], "'models.rdo.trains.0' is \"prefilter\": input should be 'codec'"),
+        ("models.rdo.trains", ["vlm"], "'models.rdo.trains.0' is \"vlm\": input should be 'prefilter', 'codec'"),
         ("models.other", "copy of llicm", "parameter 'models.other' is \"copy of llicm\":"),
         ("models.a b", {}, "'models.a b"),
         # names that must be described elsewhere

@@ -134,8 +134,8 @@ def test_the_gradient_of_each_part_is_limited_by_itself(photos):
 
 
 def test_other_parts_cannot_be_trained(photos):
-    with pytest.raises(UserError, match="can train codec and restorer, not 'prefilter'"):
-        loop(photos, LLICM(None, None), ["prefilter"], Objective(**OBJECTIVES["restore"]))
+    with pytest.raises(UserError, match="can train prefilter, codec and restorer, not 'vlm'"):
+        loop(photos, LLICM(None, None), ["vlm"], Objective(**OBJECTIVES["restore"]))
 
 
 def test_divergence_is_told(photos):
@@ -259,9 +259,9 @@ def test_what_is_coded_and_compared_is_what_the_prefilter_makes_of_x(photos):
     codec.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
 
     class Spy(Objective):
-        def __call__(self, output, x, ideal, lmbda):
-            seen.append(x)
-            return super().__call__(output, x, ideal, lmbda)
+        def __call__(self, output, x, prefiltered, ideal, lmbda):
+            seen.append(prefiltered)
+            return super().__call__(output, x, prefiltered, ideal, lmbda)
 
     trainer = loop(photos, system, ["codec"], Spy(**OBJECTIVES["rd"]), steps=1)
     trainer.run()
@@ -269,6 +269,27 @@ def test_what_is_coded_and_compared_is_what_the_prefilter_makes_of_x(photos):
     given, compared = seen
     assert torch.equal(given, compared) and torch.allclose(given, prefilter(x).clamp(0, 1), atol=1e-5)
     assert not torch.allclose(given, x, atol=1e-2)
+
+
+def test_a_prefilter_is_trained_with_what_follows_it(train, tmp_path):
+    train("rdo", RDO)
+    train("restorer", RESTORER)
+    before = PRETRAINED | {"prefilter": "restorer/restorer.safetensors"}
+    train("joint", JOINT | {"trains": ["prefilter", "codec", "restorer"], "start": before})
+    trained, was = (load_part("prefilter", tmp_path / f) for f in ("joint/prefilter.safetensors", before["prefilter"]))
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), was.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("against", ["input", "prefiltered", "ideal"])
+def test_every_reference_of_d_pulls_the_prefilter(photos, against):
+    """A codec that only rounds: D alone is the distance of X_r from what `against` names."""
+    prefilter = RESTORERS.make(**DIRECT)
+    system = LLICM(CODECS.make(**CODEC), None, prefilter=prefilter)
+    objective = Objective(alpha=1.0, distortion={"mse": 1.0}, against=against)
+    trainer = loop(photos, system, ["prefilter"], objective, steps=1)
+    before = [p.clone() for p in prefilter.parameters()]
+    trainer.run()
+    assert any(not torch.equal(a, b) for a, b in zip(before, prefilter.parameters(), strict=True))
 
 
 def test_published_weights_take_the_place_of_pretraining(train, tmp_path):

@@ -110,11 +110,14 @@ class LLICM(nn.Module):
         """
         return check_finite(self._restore(self.restorer, as_pictures(decoded), level, hints), "the restored picture")
 
-    @torch.no_grad()
-    def prefiltered(self, x: Tensor) -> Tensor:
-        """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X as the prefilter restores it, in [0, 1].
+    def prefiltered(self, x: Tensor, hints: Hints | None = None) -> Tensor:
+        """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X_r, X as the prefilter restores it, in [0, 1].
 
-        A batch stays as it is computed; a single image is rounded to 8 bits, as X was, whether or not under autocast.
+        A batch stays as it is computed, with its gradient; a single image is rounded to 8 bits, as X was, whether or not
+        under autocast.
+
+        Args:
+            hints: as in `enhance`.
 
         Raises:
             PictureError: X is no such picture, or what is made of it is not finite.
@@ -123,11 +126,12 @@ class LLICM(nn.Module):
         if self.prefilter is None:
             return x
         if x.ndim == 3:
-            with torch.autocast(x.device.type, enabled=False):
-                return quantize8(self.prefiltered(x[None])[0])
-        restored = self._restore(self.prefilter, x, None, None).float()
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                return quantize8(self.prefiltered(x[None], hints)[0])
+        restored = self._restore(self.prefilter, x, None, hints).float()
         return check_finite(restored, "the prefiltered picture").clamp(0, 1)
 
+    @torch.no_grad()
     def compress(self, x: Tensor, level: float) -> bytes:
         """X (3, H, W) in [0, 1], one picture, to the bytes of a `.llicm` file: the same under autocast.
 

@@ -3,9 +3,10 @@
 
     L = lambda · (alpha · D(X̂, X) + gamma · P(X̂_H, X_ideal)) + beta · R
 
-RDO is gamma = 0, pure RPO is alpha = 0. `lambda` belongs to the level at which a sample is coded. Distances are
-selected by name; each returns one value a sample, scaled so that a unit of it is comparable with a unit of
-`255^2 · MSE` around 28 dB: then one set of lambdas serves every mixture.
+Where the encoder restores first, D may be measured against what is coded or against X_ideal in place of X. RDO is
+gamma = 0, pure RPO is alpha = 0. `lambda` belongs to the level at which a sample is coded. Distances are selected by
+name; each returns one value a sample, scaled so that a unit of it is comparable with a unit of `255^2 · MSE` around
+28 dB: then one set of lambdas serves every mixture.
 
 All levels share the weights of a model, so the loss of each sample is divided by the square root of its lambda
 (relative to the batch): the optimum of a level stays what it is, but neither the lowest nor the highest rates own the
@@ -110,6 +111,8 @@ class Objective:
     Args:
         alpha, beta, gamma: weights of D, R and P.
         distortion, perception: the distances of which D and P are made, name -> weight (see `distance`).
+        against: what D compares X̂ with: "input" X; "prefiltered" X_r, what is coded, which is X without a prefilter;
+            or "ideal".
         delta: weight of a diffusion restorer's own loss, which `diffusion` names (see `llicm.restore.irsde`).
     """
 
@@ -120,9 +123,12 @@ class Objective:
     perception: dict[str, float] = field(default_factory=dict)
     delta: float = 0.0
     diffusion: str | None = None
+    against: str = "prefiltered"
 
-    def __call__(self, output: _Output, x: Tensor, ideal: Tensor, lmbda: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X and X_ideal (N, 3, H, W).
+    def __call__(
+        self, output: _Output, x: Tensor, prefiltered: Tensor, ideal: Tensor, lmbda: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss (scalar) and estimated bits per pixel (N,) of a batch of X, X_r and X_ideal (N, 3, H, W).
 
         Args:
             output: see `llicm.framework.Output`.
@@ -137,7 +143,8 @@ class Objective:
         mean = lmbda.log().mean().exp()
         per_sample = bpp = x.new_zeros(len(x))
         if self.alpha:
-            per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, x)
+            reference = {"input": x, "prefiltered": prefiltered, "ideal": ideal}[self.against]
+            per_sample = per_sample + self.alpha * lmbda * distance(self.distortion, output.decoded, reference)
         if output.likelihoods:
             bpp = bits_per_pixel(output.likelihoods, *x.shape[-2:])
         loss = (mean / lmbda).sqrt() * (per_sample + self.beta * bpp)

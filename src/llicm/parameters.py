@@ -170,6 +170,8 @@ class Objective(_Group):
     """Distances that make up D: name in llicm.objectives.DISTANCES -> weight."""
     perception: dict[str, Weight] = {}
     """Distances that make up P."""
+    against: Literal["input", "prefiltered", "ideal"] = "prefiltered"
+    """What D compares X̂ with: X, what is coded (X itself without a prefilter), or X_ideal."""
     delta: Weight = 0.0
     """Weight of the diffusion restorer's own loss S."""
     diffusion: Literal["noise", "paper", "x0"] | None = None
@@ -184,7 +186,7 @@ class Start(_Group):
     restorer: Text
     """Weights of the restorer behind the codec."""
     prefilter: Text
-    """Weights of the restorer before the codec, which stays as it is."""
+    """Weights of the restorer before the codec."""
     vlm: Text
     """The vision-language model: `vlm` where a restorer is steered by it."""
 
@@ -192,7 +194,7 @@ class Start(_Group):
 class Model(_Group):
     """Something that is trained; its weights go to artifacts/models/<name>."""
 
-    trains: Annotated[list[Literal["codec", "restorer"]], Field(min_length=1)]
+    trains: Annotated[list[Literal["prefilter", "codec", "restorer"]], Field(min_length=1)]
     """Parts that are updated; others are frozen."""
     objective: Name
     """Its loss, an entry of `objectives`."""
@@ -339,7 +341,7 @@ class Parameters(_Group):
             for part, file in model.start:
                 if file.partition("/")[0] not in known:
                     raise UserError(f"'models.{name}.start.{part}' names no model: '{file}'")
-                if part in model.trains and file == NONE and getattr(model, part) is None:
+                if part in model.trains and file == NONE and getattr(model, part, None) is None:
                     raise UserError(f"'models.{name}' trains a {part} that it neither starts from nor describes")
             if model.codecs and (model.start.codec != NONE or "codec" in model.trains):
                 raise UserError(f"'models.{name}' has codecs, so it can neither train nor start from a learned one")

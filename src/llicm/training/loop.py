@@ -77,9 +77,9 @@ class Trainer:
         first: int = 0, hint_share: float = 0.0, transcoder: Transcoder | None = None,
         average: float = 0.0,
     ):  # fmt: skip
-        wrong = sorted(set(trains) - {"codec", "restorer"})
+        wrong = sorted(set(trains) - {"prefilter", "codec", "restorer"})
         if wrong:
-            raise UserError(f"params.yaml: a model can train codec and restorer, not '{wrong[0]}'")
+            raise UserError(f"params.yaml: a model can train prefilter, codec and restorer, not '{wrong[0]}'")
         if precision == "auto":
             precision = "bf16" if bf16_pays() else "fp32"
         AcceleratorState._reset_state(reset_partial_state=True)  # one process trains several models in tests
@@ -149,15 +149,17 @@ class Trainer:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             level, lmbda = self._levels(len(x), device)
+            first = self._hints(batch) if "prefilter" in self.parts else None
             with self.accelerator.autocast():
-                prefiltered = self.system.prefiltered(x)
+                prefiltered = self.system.prefiltered(x, first)
             coded = prefiltered
             if self.transcoder is not None:
                 coded, level = self.transcoder(prefiltered)
-            hints = self._hints(batch)
+            # A prefilter has removed what the words would tell of.
+            hints = self._hints(batch) if self.system.prefilter is None else None
             with self.accelerator.autocast():
                 output = self.model(coded, level, hints, ideal, self.objective.fork, self.objective.diffusion)
-            loss, bpp = self.objective(output, prefiltered, ideal, lmbda)
+            loss, bpp = self.objective(output, x, prefiltered, ideal, lmbda)
             self.accelerator.backward(loss)
         for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
             self.accelerator.clip_grad_norm_(part, self.max_grad_norm)
@@ -185,8 +187,7 @@ class Trainer:
         return level, codec.lambdas(level)
 
     def _hints(self, batch: Batch) -> list[str | None] | None:
-        # A prefilter has removed what the words would tell of.
-        if self.system.conditioner is None or self.system.prefilter is not None or not self.hint_share:
+        if self.system.conditioner is None or not self.hint_share:
             return None
         named = torch.rand(len(batch.task)) < self.hint_share
         texts = [
