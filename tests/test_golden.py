@@ -12,6 +12,7 @@ import pytest
 import torch
 from small import ROOT, start, study
 
+from llicm.codec.conventional import CONVENTIONAL
 from llicm.data.corpus import load_photos
 from llicm.framework import LLICM
 from llicm.objectives import Objective
@@ -96,7 +97,9 @@ def compare(found: list[float], recorded: list[str], what: str, least: float = 0
 
 
 @pytest.mark.slow
-def test_losses_of_every_kind_of_model(tmp_path, one_thread):
+def test_losses_of_every_kind_of_model(tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(CONVENTIONAL["jpeg"], "settings", {"subsampling": "4:2:0"})  # as they were then
+    monkeypatch.setattr(CONVENTIONAL["webp"], "settings", {"method": 4})
     corpus = load_photos(ROOT / "data")
     parameters = study(MODELS, OBJECTIVES, tasks=TASKS, data=DATA, training=TRAINING, seed=0)
     assert set(MODELS) == set(GOLDEN["losses"])

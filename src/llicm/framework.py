@@ -113,8 +113,8 @@ class LLICM(nn.Module):
     def prefiltered(self, x: Tensor, hints: Hints | None = None) -> Tensor:
         """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X_r, X as the prefilter restores it, in [0, 1].
 
-        A batch stays as it is computed, with its gradient; a single image is rounded to 8 bits, as X was, whether or not
-        under autocast.
+        A batch stays as it is computed, with its gradient; a single image is rounded to 8 bits, as X was, whether
+        or not under autocast.
 
         Args:
             hints: as in `enhance`.
