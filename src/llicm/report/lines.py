@@ -21,6 +21,7 @@ CODECS = {  # codec group, or codec of a group with several -> colour, marker
     "irsde": ("#0072B2", "P"),
     "llicm-irsde": ("#000000", "X"),
     "jpeg2000": ("#A08F00", "h"),
+    "jxl": ("#AA7744", "<"),
     "avif": ("#882255", "<"),
     "heic": ("#44AA99", ">"),
 }
