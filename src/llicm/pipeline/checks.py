@@ -92,7 +92,8 @@ def _readme(pipeline: Pipeline) -> Iterator[Finding]:
         return  # documents are of the repository
     results = pipeline.folder / "results"
     own = {path: md5 for stage in pipeline.own for path, md5 in stage.outs.items() if path.is_relative_to(results)}
-    if any(_published(pipeline)) or any(digest(path) != md5 for path, md5 in own.items()):
+    altered = any(finding.what != PUBLISHED for finding in _published(pipeline))
+    if altered or any(digest(path) != md5 for path, md5 in own.items()):
         return  # other checks name the result; `make readme` would copy what it says into the documents
     for name, text in render(pipeline.root).items():
         path = pipeline.root / name
