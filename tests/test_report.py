@@ -382,6 +382,15 @@ def test_further_sets(records):
     assert text.count("| -50.0% |") == 2 and "| hazy@0.8 |" in text
 
 
+def test_budgets_of_a_prefilter():
+    """One that is another model's restorer has that model's updates, one that is trained on has its own besides."""
+    params = load(ROOT / "profiles/smoke/params.yaml")
+    given = budgets(params.methods, params.models, params.training).set_index("method")["prefilter_updates"]
+    separately = params.training.pretraining + params.training.fine_tuning
+    assert given["restorer>rdo"] == separately and given["rdo>restorer"] == 0
+    assert given["llicm"] == separately + params.training.fine_tuning
+
+
 def test_budgets_of_the_default_study(tmp_path):
     """Every trained part of the compared methods has the same number of updates; what differs is told."""
     params = load(ROOT / "params.yaml")

@@ -254,7 +254,7 @@ def sampling_steps(method: Method, models: Mapping[str, Model]) -> int | None:
 def budgets(
     methods: Iterable[Method], models: Mapping[str, Model], training: Training, init: Path | None = None
 ) -> pd.DataFrame:
-    """What each method was given: a row a method, with its codec, order, and the updates of codec and restorer.
+    """What each method was given: a row a method, with its codec, its order, and the updates of its parts.
 
     Args:
         models, training: of params.yaml. init: folder with published weights that took the place of pretraining; their
@@ -277,7 +277,10 @@ def budgets(
         model, (updates, pretraining), before = models[name], schedule(name), 0
         if origin := _origin(model, part):
             earlier, file = origin
-            before = schedule(earlier)[1] if file == "pretrained.safetensors" else updates_of(earlier, part)
+            if file == "pretrained.safetensors":
+                before = schedule(earlier)[1]
+            else:  # a prefilter may have been another model's restorer
+                before = updates_of(earlier, Path(file).stem)
         if part not in model.trains:
             return before
         fresh = not all(_origin(model, other) for other in model.trains)
@@ -285,11 +288,13 @@ def budgets(
 
     rows = []
     for method in methods:
-        restorer = method.restorer or method.prefilter
+        restorer, before = method.restorer or method.prefilter, method.prefilter
+        own = before == method.codec  # trained with its codec, not another model's restorer
         rows.append({
             "method": method.name, "family": method.group, "codec": "learned" if method.learned else method.codec,
             "order": method.order, "codec_updates": updates_of(method.codec, "codec") if method.learned else 0,
             "restorer_updates": updates_of(restorer, "restorer") if restorer else 0,
+            "prefilter_updates": 0 if before is None else updates_of(before, "prefilter" if own else "restorer"),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
