@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from llicm import integer
 from llicm.benchmark.bdrate import bd
-from llicm.codec import mean_scale as learned
+from llicm.codec import learned
 from llicm.codec.bitstream import unpack
 from llicm.data.corpus import load_photos
 from llicm.model import load_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llicm.codec.mean_scale import HYPER_LIMIT
+from llicm.codec.learned import HYPER_LIMIT
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.registry import CODECS
 

@@ -5,7 +5,7 @@
     decoder  bytes ─► frequency groups, each in interlaced passes ─► ŷ ─· inverse gain ─► DCT⁻¹ ─► loop filter ─► x̂
                                     ▲ z: features for all blocks                                     ▲ g_s(ŷ)
 
-Transforms and hyper-latent are those of `mean-scale`. New are two parts:
+Transforms and hyper-latent are those of `mean-scale` (`llicm.codec.learned`). New are two parts:
 
 - *Context.* The coefficients of a block fall into five groups, from low frequencies to high. A group is decoded in
   passes over interlaced blocks: five for the first group, three for the second, two (a checkerboard) for the others. In
@@ -30,7 +30,6 @@ Minnen, "Integer networks for data compression with latent-variable models", ICL
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,29 +38,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from compressai.entropy_models import EntropyBottleneck
-from compressai.models import CompressionModel
-from compressai.models.utils import conv
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
-from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
-from llicm.codec.mean_scale import (
+from llicm.codec.bitstream import LEVEL_UNIT
+from llicm.codec.entropy import Decoder, Encoder
+from llicm.codec.learned import (
     HYPER_LIMIT,
-    STRIDE,
+    OCTAVE,
+    Block,
     HyperSynthesis,
-    _Block,
-    _channels,
-    _interpolate,
-    _Transform,
-    _zeroed,
+    LearnedCodec,
+    Transform,
+    hyper_analysis,
+    zeroed,
 )
-from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv
-from llicm.limits import as_pictures, check_size
+from llicm.limits import as_pictures
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
-from llicm.weights import round_parameters
 
 __all__ = ["ContextCodec", "LoopFilter", "group_sizes", "places"]
 
@@ -70,12 +65,9 @@ GROUPS = (16, 32, 64, 96, 112)
 PASSES = (5, 3, 2, 2, 2)
 PREDICTED = 3  # groups with linear prediction of means
 
-# Scales are whole numbers of 1/64 octave; tables stand at every eighth, from a standard deviation of 1/16 of a
-# quantiser step on. There a Laplace symbol is zero but for one in 80,000, so it is not coded: it is zero.
-OCTAVE = 64
-TABLE_STEP = 8
+# Tables stand from a standard deviation of 1/16 of a quantiser step on. There a Laplace symbol is zero but for one in
+# 80,000, so it is not coded: it is zero.
 FIRST_SCALE = -4 * OCTAVE
-TABLES = 89
 _TAIL = 7  # standard deviations that a table covers
 
 # Fixed point. A spread in quantiser steps is 2^(offset / 64), offset within these bounds, so no shift is negative.
@@ -249,11 +241,11 @@ class LoopFilter(nn.Module):
 
     def __init__(self, features: int, width: int):
         super().__init__()
-        self.enter, self.first = nn.Conv2d(12, width, 3, padding=1), _Block(width)
+        self.enter, self.first = nn.Conv2d(12, width, 3, padding=1), Block(width)
         self.down, self.features = nn.Conv2d(width, 2 * width, 2, stride=2), nn.Conv2d(features, 2 * width, 1)
-        self.middle = _Transform(_Block(2 * width), _Block(2 * width))
-        self.up, self.last = nn.Conv2d(2 * width, 4 * width, 1), _Block(width)
-        self.leave = _zeroed(nn.Conv2d(width, 12, 3, padding=1))
+        self.middle = Transform(Block(2 * width), Block(2 * width))
+        self.up, self.last = nn.Conv2d(2 * width, 4 * width, 1), Block(width)
+        self.leave = zeroed(nn.Conv2d(width, 12, 3, padding=1))
 
     def forward(self, x: Tensor, features: Tensor, level: Tensor) -> Tensor:
         """Picture (N, 3, H, W) around 0, features (N, C, H/4, W/4) and relative level (N,) to what to add."""
@@ -264,55 +256,30 @@ class LoopFilter(nn.Module):
 
 
 @CODECS.register("context")
-class ContextCodec(CompressionModel):
+class ContextCodec(LearnedCodec):
     """Variable-rate codec with a context over frequency groups and interlaced blocks, and a loop filter.
 
     Args:
-        N: channels of the transforms at 1/4 of the resolution (doubled below) and of the hyper-transforms.
-        M: channels of the latent y, 3 to 768 (DCT coefficients of a block).
-        lambdas: one Lagrangian weight per level, ascending (compressai's convention: `lambda * 255^2 * MSE + bpp`).
-            Level l in [0, len(lambdas) - 1] is continuous; between two levels gains are interpolated geometrically.
+        N, M, lambdas: as of `LearnedCodec`.
         features: of a block that the context hands on from pass to pass.
         loop: channels of the loop filter at half the resolution.
     """
 
-    stride = STRIDE
+    first_scale, tables = FIRST_SCALE, 89
     heads: Any  # of each group and pass
     near: Any  # of each group: what each pass before its last adds to the features of later ones
     linear: Any
     spread: Tensor  # (1, M, 1, 1) mean absolute value of each coefficient, of pixels in [0, 1]
-    # What the entropy coder needs, shipped with the weights and made once, by `update`.
-    offsets: Tensor  # for each level and channel log2 of gain and spread in 1/64 octave
-    frequencies: Tensor  # of all tables, one after the other, those of z before those of y
-    lengths: Tensor  # of the tables
-    first: Tensor  # symbol of each table's first entry
 
     def __init__(self, N: int, M: int, lambdas: list[float], features: int = 192, loop: int = 32):
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "name": "context", "N": N, "M": M, "lambdas": list(lambdas), "features": features, "loop": loop,
-        }  # fmt: skip
-        self.dct = BlockDCT(M)
+        super().__init__("context", N, M, lambdas)
+        self.config |= {"features": features, "loop": loop}
         self.groups = group_sizes(M)
         ends = np.cumsum(self.groups).tolist()
         self._slices = [slice(end - size, end) for size, end in zip(self.groups, ends, strict=True)]
         self.register_buffer("spread", 2 ** ((torch.tensor([*_SPREADS.encode()][:M]) - 108.0) / 8).view(1, -1, 1, 1))
-        self.g_a = _Transform(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), _Block(N),
-            nn.Conv2d(N, 2 * N, 2, stride=2), _Block(2 * N), nn.Conv2d(2 * N, 2 * N, 2, stride=2), _Block(2 * N),
-        )  # fmt: skip
-        self.decide = nn.Sequential(
-            nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), _zeroed(nn.Conv2d(2 * N, 2 * M, 1))
-        )
-        self.g_s = _Transform(
-            nn.Conv2d(M, 2 * N, 1), _Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
-            _Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2), _Block(N),
-        )  # fmt: skip
         self.loop = LoopFilter(N, loop)
-        self.h_a = nn.Sequential(
-            conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
-            conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
-        )  # fmt: skip
+        self.h_a = hyper_analysis(N, M)
         self.h_s = HyperSynthesis(N, features)
         self.film = IntegerConv(2, features, 1, _PLACE, _PLACE)  # of the level
         for parameter in self.film.parameters():
@@ -327,35 +294,10 @@ class ContextCodec(CompressionModel):
         # of each group: what it adds to the features of later groups
         self.after = nn.ModuleList(_Near(size, features, 3) for size in self.groups[:-1])
         self.eb_z = EntropyBottleneck(N)
-        # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
-        # slope of one bit a doubling, so step² = 36 / (lambda · 255² · 2 ln 2) (Gish, Pierce, IEEE Trans. IT 1968).
-        start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
-        self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
-        self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
-        self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
-        self.register_buffer("frequencies", torch.zeros(0, dtype=torch.int32))
-        self.register_buffer("lengths", torch.zeros(N + TABLES, dtype=torch.int32))
-        self.register_buffer("first", torch.zeros(N + TABLES, dtype=torch.int32))
-        self._forget()
 
     @property
-    def levels(self) -> int:
-        """Number of trained levels."""
-        return self.log_gain.shape[0]
-
-    def lambdas(self, level: Tensor) -> Tensor:
-        """Lagrangian weight at each continuous level of `level` (N,), interpolated geometrically."""
-        table = torch.tensor(self.config["lambdas"], device=level.device).log().view(-1, 1)
-        return _interpolate(table, level).view(-1).exp()
-
-    def relative_level(self, level: Tensor) -> Tensor:
-        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
-        return level / max(self.levels - 1, 1)
-
-    def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain and inverse gain (N, M, 1, 1) at each continuous level of `level` (N,)."""
-        gain, inverse = (_interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
-        return gain, inverse
+    def unit(self) -> Tensor:
+        return self.spread
 
     @torch.no_grad()
     def measure(self, photos: Sequence[Tensor]) -> None:
@@ -456,181 +398,43 @@ class ContextCodec(CompressionModel):
         upper = torch.where(size > 0.5, near, 1 - near)
         return (upper - 0.5 * torch.exp(-(size + 0.5) * slope)).clamp_min(1e-9)
 
+    def _likely(self, scale: float) -> np.ndarray:
+        most, slope = math.ceil(_TAIL * scale), math.sqrt(2) / scale
+        size = np.abs(np.arange(-most, most + 1))
+        likely = 0.5 * (np.exp(-slope * np.abs(size - 0.5)) - np.exp(-slope * (size + 0.5)))
+        likely[most] = 1 - math.exp(-0.5 * slope)
+        return np.append(likely, math.exp(-slope * (most + 0.5)))
+
     @torch.no_grad()
     def update(self) -> None:
-        """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
-
-        The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
-        """
-        round_parameters(self)
-        # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
-        self.eb_z.update(force=True, update_quantiles=True)
-        self.eb_z.quantiles[:, 0, 1].round_()
-        self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
-        self.eb_z.update(force=True)
-        median = self.eb_z.quantiles[:, 0, 1].int()
-        cdfs = zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
-        counts = [np.diff(cdf[:length].numpy()) for cdf, length in cdfs]
-        first = (median + self.eb_z._offset).tolist()
-        for index in range(TABLES):
-            scale = 2.0 ** ((FIRST_SCALE + index * TABLE_STEP) / OCTAVE)
-            most, slope = math.ceil(_TAIL * scale), math.sqrt(2) / scale
-            size = np.abs(np.arange(-most, most + 1))
-            likely = 0.5 * (np.exp(-slope * np.abs(size - 0.5)) - np.exp(-slope * (size + 0.5)))
-            likely[most] = 1 - math.exp(-0.5 * slope)
-            likely = np.append(likely, math.exp(-slope * (most + 0.5)))  # beyond: the escape
-            counts.append(np.maximum(np.rint(likely * 2**20), 1))
-            first.append(-most)
-        self.frequencies = torch.tensor(np.concatenate(counts), dtype=torch.int32)
-        self.lengths.copy_(torch.tensor([len(c) for c in counts]))
-        self.first.copy_(torch.tensor(first))
-        spread = self.spread.double().log2().view(1, -1)
-        offsets = (OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round()
-        self.offsets.copy_(offsets.clamp(_LOWEST, _HIGHEST))
-        self._forget()
-
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
-        self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
-        self._forget()
-        return super().load_state_dict(state_dict, strict)
-
-    def train(self, mode: bool = True) -> "ContextCodec":
-        self._forget()  # weights may change from here on
-        return super().train(mode)
+        super().update()
+        self.offsets.clamp_(_LOWEST, _HIGHEST)
 
     def _forget(self) -> None:
-        self._coding: tuple[Tables, Tables] | None = None
-        self._cached_id: bytes | None = None
+        super()._forget()
         self._whole: dict[nn.Module, tuple[Tensor, ...]] = {}
 
-    def model_id(self) -> bytes:
-        """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.digest()
-
-    def _id(self) -> bytes:
-        if self._cached_id is None:
-            self._cached_id = self.model_id()
-        return self._cached_id
-
-    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
-    @torch.no_grad()
-    def compress(self, x: Tensor, level: float) -> bytes:
-        """Compress one image to the bytes of a `.llicm` file.
-
-        Args:
-            x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
-
-        Raises:
-            PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
-        """
-        x = as_pictures(x, 3)
-        height, width = x.shape[-2:]
-        if reason := check_size(width, height):
-            raise ValueError(f"image of {reason}")
-        level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
-        at = torch.tensor([level])
-        gain, _ = self.gains(at)
-        pad = (0, -width % STRIDE, 0, -height % STRIDE)
-        y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
-        z = self.h_a(squash(y))
-        if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
-            raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
-        z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
+    def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
         rows = y[0].flatten(1)
 
         def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
             residual = (rows[part][:, at] - means.float() / (1 << _VALUE)).round()
             return torch.where(indexes > 0, residual, 0.0).long()
 
-        indexes, residual, _ = self._walk(z_hat, level, choose)
-        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level))
-        return pack(Bitstream(self._id(), height, width, level, payload))
+        return self._walk(z_hat, level, choose)[:2]
 
-    @torch.autocast("cpu", enabled=False)
-    @torch.no_grad()
-    def decompress(self, data: bytes) -> tuple[Tensor, float]:
-        """Decompress the bytes of a `.llicm` file.
+    def _decode(self, decoder: Decoder, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+        return self._walk(z_hat, level, lambda part, at, indexes, means: self._fetch(decoder, indexes))
 
-        Returns:
-            The image (3, H, W) in [0, 1] and the level it was written at.
+    def _steps(self, values: Tensor) -> Tensor:
+        return (values.double() / (1 << _VALUE)).float()
 
-        Raises:
-            BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload was not made for this image.
-        """
-        stream = unpack(data, self._id())
-        if stream.level > self.levels - 1:
-            raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
-        at = torch.tensor([stream.level])
-        _, inverse = self.gains(at)
-        _, _, _, values = self._read(stream)
-        y_hat = (values.double() / (1 << _VALUE)).float()[None]
-        x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
-        if not torch.isfinite(x_hat).all():
-            raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
-        return x_hat, stream.level
-
-    def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
-        """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w) pass by pass, and a check.
-
-        Args:
-            indexes: for each symbol of y its table, 0 if it is not coded. frame: see `llicm.codec.bitstream.frame`.
-
-        Raises:
-            ValueError: a symbol is too large.
-        """
-        z_tables, y_tables = self._tables()
-        encoder = Encoder(frame)
-        encoder.symbols(z_tables, _channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
-        encoder.check()
+    def _write(self, encoder: Encoder, indexes: Tensor, residual: Tensor) -> None:
+        """Pass by pass, as `_walk` fetches them."""
         table, symbol = indexes.flatten(1), residual.flatten(1)
         for k, part in enumerate(self._slices):
             for at in places(PASSES[k], *indexes.shape[1:]):
-                flat = table[part][:, at].flatten().numpy()
-                coded = np.flatnonzero(flat)
-                values = symbol[part][:, at].flatten().numpy()[coded]
-                encoder.symbols(y_tables, flat[coded], values.astype(np.int64))
-        encoder.check()
-        return encoder.finish()
-
-    @torch.autocast("cpu", enabled=False)
-    @torch.no_grad()
-    def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols of z (N, h, w), tables and residuals of y (M, 4 h, 4 w): all that is coded, exact on any machine.
-
-        `code` codes them again.
-
-        Raises:
-            BitstreamError: the payload was not made for this image.
-        """
-        z_hat, indexes, residual, _ = self._read(stream)
-        return z_hat, indexes, residual
-
-    def _read(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z (N, h, w); of y tables, residuals, and values in 1/64 quantiser step (M, 4 h, 4 w)."""
-        z_tables, y_tables = self._tables()
-        rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
-        decoder = Decoder(stream.payload, stream.frame)
-        shape = torch.Size((self.config["N"], rows, columns))
-        z_hat = torch.from_numpy(decoder.symbols(z_tables, _channels(shape))).float().view(shape)
-        decoder.check()
-        if float(z_hat.abs().max()) > HYPER_LIMIT:
-            raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
-
-        def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
-            flat = indexes.flatten().numpy()
-            coded = np.flatnonzero(flat)
-            residual = np.zeros(len(flat), np.int64)
-            residual[coded] = decoder.symbols(y_tables, flat[coded])
-            return torch.from_numpy(residual).view_as(means)
-
-        walked = self._walk(z_hat[None], stream.level, choose)
-        decoder.check()
-        decoder.finish()
-        return z_hat, *walked
+                super()._write(encoder, table[part][:, at], symbol[part][:, at])
 
     @torch.no_grad()
     def _walk(
@@ -665,9 +469,7 @@ class ContextCodec(CompressionModel):
                     if p and k < PREDICTED:
                         mean = mean + self._predict(self.linear[k][p - 1], known, at)
                     mean = _times_power(mean.clamp(-_MEAN_LIMIT, _MEAN_LIMIT), offset[part], _MEAN, _VALUE)
-                    scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().long() + offset[part][:, None]
-                    index = torch.div(scale - FIRST_SCALE + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
-                    index = index.clamp(0, TABLES - 1).to(torch.uint8)
+                    index = self._index(log_scale, offset[part][:, None])
                     residual = choose(part, at, index, mean)
                     value = (residual << _VALUE) + mean
                     known.add(at, value)
@@ -682,12 +484,8 @@ class ContextCodec(CompressionModel):
         """At a level the spread of each channel in quantiser steps, log2 in 1/64 octave (M,), and the relative level in
         1/256; by integers."""
         position = round(level * LEVEL_UNIT)
-        low = min(position // LEVEL_UNIT, max(self.levels - 2, 0))
-        share = position - low * LEVEL_UNIT
-        ends = self.offsets[[low, min(low + 1, self.levels - 1)]].long()
-        offset = (ends[0] * (LEVEL_UNIT - share) + ends[1] * share + LEVEL_UNIT // 2) // LEVEL_UNIT
         range_ = max(self.levels - 1, 1) * LEVEL_UNIT
-        return offset, (position * _PLACE + range_ // 2) // range_
+        return self._offset(level), (position * _PLACE + range_ // 2) // range_
 
     def _start(self, z_hat: Tensor, place: Tensor) -> Tensor:
         """Features (N, C, 4 h, 4 w) before y, from symbols of z (N, channels, h, w) and levels (N,) in 1/256."""
@@ -718,25 +516,7 @@ class ContextCodec(CompressionModel):
         shift = _SIGHT + _WEIGHT - _MEAN
         return (torch.cat(parts).long().T + (1 << (shift - 1))) >> shift
 
-    def _tables(self) -> tuple[Tables, Tables]:
-        if self._coding is None:
-            if not len(self.frequencies):
-                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call update()")
-            ends = self.lengths.cumsum(0)[:-1].tolist()
-            parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
-            self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
-        return self._coding
-
-    def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
-        """Image (N, 3, H, W), sides multiples of 64, to the latent (N, M, H/16, W/16) in quantiser steps."""
-        x = x - 0.5
-        y = self.dct(x) * gain
-        known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
-        attenuation, addition = self.decide(known).float().chunk(2, 1)
-        return y * (1 + attenuation) + gain * self.spread * addition
-
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
-        """Latent behind the inverse gain to image, not clamped."""
         place, x = self.relative_level(level), self.dct.inverse(y)
         return x + self.loop(x, self.g_s(y / self.spread, place), place).float() + 0.5
 

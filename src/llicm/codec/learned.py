@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the learned codecs share: transforms, gains, hyper-latent, the entropy coder's tables and the file around them.
+
+The transforms are a fixed block DCT and networks that correct it, without effect to begin with: g_a sees the picture,
+its coefficients and how fine they will be quantised, and attenuates each (in joint training: those that only describe
+noise) or adds to it; g_s looks at the decoded latent. All are ordinary float networks: the encoder sends what they
+decide.
+
+Sources: Cui et al., "Asymmetric gained deep image compression", CVPR 2021 (gain units, geometric interpolation between
+levels); Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors", NeurIPS 2018 (the hyper-latent).
+"""
+
+import hashlib
+import math
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from compressai.entropy_models import EntropyBottleneck
+from compressai.models import CompressionModel
+from compressai.models.utils import conv
+from torch import Tensor, nn
+
+from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
+from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
+from llicm.errors import BitstreamError, UserError
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
+from llicm.limits import as_pictures, check_size
+from llicm.transforms import BlockDCT, squash
+from llicm.weights import round_parameters
+
+__all__ = ["HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Transform", "hyper_analysis", "zeroed"]
+
+STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
+HYPER_LIMIT = 127  # of the hyper-latent's symbols: h_s takes 8-bit integers
+
+# Scales of the latent are whole numbers of 1/64 octave; tables stand at every eighth.
+OCTAVE = 64
+TABLE_STEP = 8
+
+
+def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """A layer that gives zero until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class Block(nn.Module):
+    """Residual block of two 3x3 convolutions, conditioned on the level by FiLM (Perez et al., AAAI 2018)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.film = zeroed(nn.Linear(2, 2 * width))
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.3)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.film(torch.stack([level, level.square()], 1))[..., None, None].chunk(2, 1)
+        return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
+
+
+class Transform(nn.ModuleList):
+    """Layers in a row, of which blocks also take the relative level (N,) in [0, 1]."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(layers)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, level) if isinstance(layer, Block) else layer(x)
+        return x
+
+
+class HyperSynthesis(nn.Sequential):
+    """Hyper-latent, integers (N, C, h, w) of at most `HYPER_LIMIT`, to (N, outputs, 4 h, 4 w); exact on any machine."""
+
+    def __init__(self, channels: int, outputs: int):
+        inner = {"unit": ACTIVATION_UNIT, "largest": 255}
+        first = IntegerConv(channels, 4 * channels, 3, 1, HYPER_LIMIT)
+        second, third = (IntegerConv(channels, n * channels, 3, **inner) for n in (4, 2))
+        last = IntegerConv(2 * channels, outputs, 1, **inner)
+        with torch.no_grad():
+            last.weight.mul_(0.3)
+        super().__init__(first, nn.PixelShuffle(2), second, nn.PixelShuffle(2), third, last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        first, shuffle, second, _, third, last = self
+        x = activate(shuffle(first(z)))
+        x = activate(shuffle(second(x)))
+        return last(activate(third(x)))
+
+
+def hyper_analysis(N: int, M: int) -> nn.Sequential:
+    """Squashed latent (n, M, 4 h, 4 w) to the hyper-latent (n, N, h, w)."""
+    return nn.Sequential(
+        conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
+        conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
+    )  # fmt: skip
+
+
+class LearnedCodec(CompressionModel):
+    """Variable-rate codec on a block DCT with gains and a hyper-latent.
+
+    A codec builds `h_a`, `h_s` and `eb_z` (after `g_s`, whose end is its own), says how likely symbols of y are
+    (`_likely`), and goes through the latent as encoder and decoder (`_encode`, `_decode`).
+
+    Args:
+        name: of the codec in params.yaml.
+        N: channels of the transforms at 1/4 of the resolution (doubled below) and of the hyper-transforms.
+        M: channels of the latent y, 3 to 768 (DCT coefficients of a block).
+        lambdas: one Lagrangian weight per level, ascending (compressai's convention: `lambda * 255^2 * MSE + bpp`).
+            Level l in [0, len(lambdas) - 1] is continuous; between two levels gains are interpolated geometrically.
+    """
+
+    stride = STRIDE
+    first_scale: int  # of the tables of y, log2 in 1/64 octave: what is likelier to be zero is not coded
+    tables: int  # their number
+    h_a: Any
+    h_s: Any
+    eb_z: EntropyBottleneck
+    # What the entropy coder needs, shipped with the weights and made once, by `update`.
+    offsets: Tensor  # for each level and channel log2 of gain and spread in 1/64 octave
+    frequencies: Tensor  # of all tables, one after the other, those of z before those of y
+    lengths: Tensor  # of the tables
+    first: Tensor  # symbol of each table's first entry
+    _coding: tuple[Tables, Tables] | None
+    _cached_id: bytes | None
+
+    def __init__(self, name: str, N: int, M: int, lambdas: list[float]):
+        super().__init__()
+        self.config: dict[str, Any] = {"name": name, "N": N, "M": M, "lambdas": list(lambdas)}
+        self.dct = BlockDCT(M)
+        self.g_a = Transform(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), Block(N),
+            nn.Conv2d(N, 2 * N, 2, stride=2), Block(2 * N), nn.Conv2d(2 * N, 2 * N, 2, stride=2), Block(2 * N),
+        )  # fmt: skip
+        self.decide = nn.Sequential(nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), zeroed(nn.Conv2d(2 * N, 2 * M, 1)))
+        self.g_s = Transform(
+            nn.Conv2d(M, 2 * N, 1), Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
+            Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2), Block(N),
+        )  # fmt: skip
+        # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
+        # slope of one bit a doubling, so step² = 36 / (lambda · 255² · 2 ln 2) (Gish, Pierce, IEEE Trans. IT 1968).
+        start = torch.tensor([0.5 * math.log(value * 255**2 * 2 * math.log(2) / 36) for value in lambdas])
+        self.log_gain = nn.Parameter(start.view(-1, 1).repeat(1, M))
+        self.log_inverse_gain = nn.Parameter(-self.log_gain.detach().clone())
+        self.register_buffer("offsets", torch.zeros(len(lambdas), M, dtype=torch.int32))
+        self.register_buffer("frequencies", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("lengths", torch.zeros(N + self.tables, dtype=torch.int32))
+        self.register_buffer("first", torch.zeros(N + self.tables, dtype=torch.int32))
+        self._forget()
+
+    @property
+    def unit(self) -> Tensor:
+        """Usual spread (1, M, 1, 1) of each coefficient, of pixels in [0, 1]: what networks measure them in."""
+        return self.dct.std
+
+    def _likely(self, scale: float) -> np.ndarray:
+        """Probabilities of the symbols -n to n of this standard deviation, and of all beyond."""
+        raise NotImplementedError
+
+    def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Of y (1, M, 4 h, 4 w) tables (0: not coded) and residuals (M, 4 h, 4 w), from symbols of z (1, N, h, w)."""
+        raise NotImplementedError
+
+    def _decode(self, decoder: Decoder, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of y tables, residuals, values for `_steps` (M, 4 h, 4 w), read after the symbols of z (1, N, h, w)."""
+        raise NotImplementedError
+
+    def _steps(self, values: Tensor) -> Tensor:
+        """Values that `_decode` gives in quantiser steps."""
+        return values
+
+    @property
+    def levels(self) -> int:
+        """Number of trained levels."""
+        return self.log_gain.shape[0]
+
+    def lambdas(self, level: Tensor) -> Tensor:
+        """Lagrangian weight at each continuous level of `level` (N,), interpolated geometrically."""
+        table = torch.tensor(self.config["lambdas"], device=level.device).log().view(-1, 1)
+        return interpolate(table, level).view(-1).exp()
+
+    def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and inverse gain (N, M, 1, 1) at each continuous level of `level` (N,)."""
+        gain, inverse = (interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
+        return gain, inverse
+
+    def relative_level(self, level: Tensor) -> Tensor:
+        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
+        return level / max(self.levels - 1, 1)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Make the entropy coder's tables from the trained weights; call once, before saving or coding.
+
+        The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
+        """
+        round_parameters(self)
+        # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
+        self.eb_z.update(force=True, update_quantiles=True)
+        self.eb_z.quantiles[:, 0, 1].round_()
+        self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
+        self.eb_z.update(force=True)
+        median = self.eb_z.quantiles[:, 0, 1].int()
+        cdfs = zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
+        counts = [np.diff(cdf[:length].numpy()) for cdf, length in cdfs]
+        first = (median + self.eb_z._offset).tolist()
+        for index in range(self.tables):
+            likely = self._likely(2.0 ** ((self.first_scale + index * TABLE_STEP) / OCTAVE))
+            counts.append(np.maximum(np.rint(likely * 2**20), 1))
+            first.append(1 - len(likely) // 2)
+        self.frequencies = torch.tensor(np.concatenate(counts), dtype=torch.int32)
+        self.lengths.copy_(torch.tensor([len(c) for c in counts]))
+        self.first.copy_(torch.tensor(first))
+        spread = self.unit.double().log2().view(1, -1)
+        self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round())
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
+        self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
+        self._forget()
+        return super().load_state_dict(state_dict, strict)
+
+    def model_id(self) -> bytes:
+        """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    def _id(self) -> bytes:
+        if self._cached_id is None:
+            self._cached_id = self.model_id()
+        return self._cached_id
+
+    def train(self, mode: bool = True) -> Self:
+        self._forget()  # weights may change from here on
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        self._coding = self._cached_id = None
+
+    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
+    @torch.no_grad()
+    def compress(self, x: Tensor, level: float) -> bytes:
+        """Compress one image to the bytes of a `.llicm` file.
+
+        Args:
+            x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
+
+        Raises:
+            PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
+        """
+        x = as_pictures(x, 3)
+        height, width = x.shape[-2:]
+        if reason := check_size(width, height):
+            raise ValueError(f"image of {reason}")
+        level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
+        at = torch.tensor([level])
+        gain, _ = self.gains(at)
+        pad = (0, -width % STRIDE, 0, -height % STRIDE)
+        y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
+        z = self.h_a(squash(y))
+        if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
+            raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
+        z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
+        indexes, residual = self._encode(y, z_hat, level, gain)
+        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level))
+        return pack(Bitstream(self._id(), height, width, level, payload))
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.no_grad()
+    def decompress(self, data: bytes) -> tuple[Tensor, float]:
+        """Decompress the bytes of a `.llicm` file.
+
+        Returns:
+            The image (3, H, W) in [0, 1] and the level it was written at.
+
+        Raises:
+            BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload was not made for this image.
+        """
+        stream = unpack(data, self._id())
+        if stream.level > self.levels - 1:
+            raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
+        at = torch.tensor([stream.level])
+        _, inverse = self.gains(at)
+        y_hat = self._steps(self._read(stream)[3])[None]
+        x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
+        if not torch.isfinite(x_hat).all():
+            raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
+        return x_hat, stream.level
+
+    def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
+        """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w), and a check.
+
+        Args:
+            indexes: for each symbol of y its table, 0 if it is not coded. frame: see `llicm.codec.bitstream.frame`.
+
+        Raises:
+            ValueError: a symbol is too large.
+        """
+        z_tables, _ = self._tables()
+        encoder = Encoder(frame)
+        encoder.symbols(z_tables, channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
+        encoder.check()
+        self._write(encoder, indexes, residual)
+        encoder.check()
+        return encoder.finish()
+
+    def _write(self, encoder: Encoder, indexes: Tensor, residual: Tensor) -> None:
+        """Code residuals by their tables, but for those of table 0."""
+        flat = indexes.flatten().numpy()
+        coded = np.flatnonzero(flat)
+        encoder.symbols(self._tables()[1], flat[coded], residual.flatten().numpy()[coded].astype(np.int64))
+
+    def _fetch(self, decoder: Decoder, indexes: Tensor) -> Tensor:
+        """Residuals (int64, like the tables `indexes`) that `_write` coded."""
+        flat = indexes.flatten().numpy()
+        coded = np.flatnonzero(flat)
+        residual = np.zeros(len(flat), np.int64)
+        residual[coded] = decoder.symbols(self._tables()[1], flat[coded])
+        return torch.from_numpy(residual).view_as(indexes)
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.no_grad()
+    def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
+        """Symbols of z (N, h, w), tables and residuals of y (M, 4 h, 4 w): all that is coded, exact on any machine.
+
+        `code` codes them again.
+
+        Raises:
+            BitstreamError: the payload was not made for this image.
+        """
+        z_hat, indexes, residual, _ = self._read(stream)
+        return z_hat, indexes, residual
+
+    def _read(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z (N, h, w); of y what `_decode` gives."""
+        z_tables, _ = self._tables()
+        rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
+        decoder = Decoder(stream.payload, stream.frame)
+        shape = torch.Size((self.config["N"], rows, columns))
+        z_hat = torch.from_numpy(decoder.symbols(z_tables, channels(shape))).float().view(shape)
+        decoder.check()
+        if float(z_hat.abs().max()) > HYPER_LIMIT:
+            raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
+        found = self._decode(decoder, z_hat[None], stream.level)
+        decoder.check()
+        decoder.finish()
+        return z_hat, *found
+
+    def _offset(self, level: float) -> Tensor:
+        """At a level the spread of each channel in quantiser steps, log2 in 1/64 octave (M,); by integers."""
+        position = round(level * LEVEL_UNIT)
+        low = min(position // LEVEL_UNIT, max(self.levels - 2, 0))
+        share = position - low * LEVEL_UNIT
+        ends = self.offsets[[low, min(low + 1, self.levels - 1)]].long()
+        return (ends[0] * (LEVEL_UNIT - share) + ends[1] * share + LEVEL_UNIT // 2) // LEVEL_UNIT
+
+    def _index(self, log_scale: Tensor, offset: Tensor) -> Tensor:
+        """Table (uint8, 0: not coded) of each symbol, from log2 of its scale in units of the spread of that offset."""
+        # Multiples of a power of two until here, so the product is exact and the rounding the same everywhere.
+        scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().int() + offset
+        index = torch.div(scale - self.first_scale + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
+        return index.clamp(0, self.tables - 1).to(torch.uint8)
+
+    def _tables(self) -> tuple[Tables, Tables]:
+        if self._coding is None:
+            if not len(self.frequencies):
+                raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call update()")
+            ends = self.lengths.cumsum(0)[:-1].tolist()
+            parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
+            self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
+        return self._coding
+
+    def _analyse(self, x: Tensor, level: Tensor, gain: Tensor) -> Tensor:
+        """Image (N, 3, H, W), sides multiples of 64, to the latent (N, M, H/16, W/16) in quantiser steps."""
+        x = x - 0.5
+        y = self.dct(x) * gain
+        known = torch.cat([squash(y), self.g_a(x, self.relative_level(level)).float()], 1)
+        attenuation, addition = self.decide(known).float().chunk(2, 1)
+        return y * (1 + attenuation) + gain * self.unit * addition
+
+    def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
+        """Latent behind the inverse gain to image, not clamped."""
+        raise NotImplementedError
+
+
+def interpolate(table: Tensor, level: Tensor) -> Tensor:
+    """Rows of `table` (L, C) at continuous positions `level` (N,), linearly interpolated."""
+    level = level.clamp(0, table.shape[0] - 1)
+    low = level.floor().long().clamp(max=max(table.shape[0] - 2, 0))
+    high = (low + 1).clamp(max=table.shape[0] - 1)
+    share = (level - low).view(-1, 1)
+    return table[low] * (1 - share) + table[high] * share
+
+
+def channels(shape: torch.Size) -> np.ndarray:
+    """The channel of each element of a flattened (C, h, w)."""
+    return np.repeat(np.arange(shape[0]), shape[1] * shape[2])
