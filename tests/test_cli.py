@@ -105,7 +105,7 @@ def model(small, monkeypatch):
     """`load_model` gives the small one; the list of paths that it was asked for."""
     asked = []
 
-    def load_model(path=None):
+    def load_model(path=None, coding=False):
         asked.append(path)
         return small
 
@@ -267,7 +267,7 @@ def test_model_by_option_and_environment(here, model, monkeypatch, capsys):
 
 
 def test_missing_model_is_reported_once(here, monkeypatch, capsys):
-    def absent(path=None):
+    def absent(path=None, coding=False):
         raise UserError("llicm.safetensors: no such weights; run `dvc pull`")
 
     monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=absent))
@@ -466,14 +466,14 @@ def test_restore(here, model, capsys):
 
 def test_restore_with_the_real_restorer(here, model, small, monkeypatch, capsys):
     restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1]).eval()
-    monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda p: LLICM(None, restorer)))
+    monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda *_: LLICM(None, restorer)))
     run(capsys, "restore", "a.png")
     assert torch.equal(read_image("a.restored.png"), picture()), "untrained it leaves images as they are"
 
 
 def test_a_part_that_the_model_lacks(here, model, small, monkeypatch, capsys):
     run(capsys, "compress", "a.png")
-    codec = types.SimpleNamespace(load_model=lambda path: LLICM(small.codec, None))
+    codec = types.SimpleNamespace(load_model=lambda *_: LLICM(small.codec, None))
     monkeypatch.setitem(sys.modules, "llicm.model", codec)
     for arguments in (["restore", "a.png"], ["decompress", "a.llicm", "-o", "b.png"], ["evaluate", "a.png"]):
         said = run(capsys, *arguments, "--model", "codec.safetensors", code=1)
@@ -586,7 +586,7 @@ def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
             return 1 - x
 
     system = LLICM(small.codec, Spy(), Spy(), Prefilter()).eval()
-    monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda path: system))
+    monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda *_: system))
     Spy.hints.clear()
     run(capsys, "compress", "a.png", "photos/b.png", "-o", "small", "--bpp", "0.8")
     assert Prefilter.calls == len(Spy.hints) == 2

@@ -16,16 +16,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate"]
+__all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate", "quantize_ste"]
 
 _ACTIVATION = 255
 ACTIVATION_UNIT = 32  # integer activations count in 1/32
 _EXACT = 1 << 24  # float32 holds all integers up to this
 _BIAS = 1 << 22
 _WEIGHT = 127
+
+
+def quantize_ste(x: Tensor) -> Tensor:
+    """x rounded, with the gradient of x."""
+    return (torch.round(x) - x).detach() + x
 
 
 class _Activation(torch.autograd.Function):

@@ -52,11 +52,12 @@ def save_model(system: LLICM, path: str | Path) -> None:
     write(path, state, config)
 
 
-def load_model(path: str | Path | None = None) -> LLICM:
+def load_model(path: str | Path | None = None, coding: bool = False) -> LLICM:
     """Read what `save_model` wrote, in eval mode.
 
     Args:
         path: the file; None for the published model.
+        coding: only what codes: no restorer, and a conditioner only for a prefilter. It is faster to load.
 
     Raises:
         UserError: the file is missing, is none of these, or is of a later format; the message says how to get it.
@@ -75,6 +76,8 @@ def load_model(path: str | Path | None = None) -> LLICM:
             state = {f"conditioner.{n[6:]}" if n.startswith("guide.") else n: v for n, v in state.items()}
         elif config["format"] != _FORMAT:
             raise UserError(f"{path}: a model of format {config['format']}, but this program reads {_FORMAT}")
+        if coding:
+            config |= {"restorer": None} | ({} if config["prefilter"] else {"conditioner": None})
         parts = {kind: make_part(kind, config[kind], _below(state, kind)) if config[kind] else None for kind in _PARTS}
         conditioner = None
         if config["conditioner"]:

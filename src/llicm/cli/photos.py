@@ -47,7 +47,7 @@ _task = click.option(
 # --- what the commands share ---
 
 
-def _load(path: Path | None, *parts: str, levels: Sequence[float] = ()) -> "LLICM":
+def _load(path: Path | None, *parts: str, levels: Sequence[float] = (), coding: bool = False) -> "LLICM":
     """The model of this file (None: the repository's), which must hold these parts, and have these levels.
 
     Raises:
@@ -56,7 +56,7 @@ def _load(path: Path | None, *parts: str, levels: Sequence[float] = ()) -> "LLIC
     from llicm.model import load_model
 
     try:
-        system = load_model(path)
+        system = load_model(path, coding)
     except UserError as error:
         raise Stop(str(error)) from None
     for part in parts:
@@ -178,7 +178,7 @@ def compress(
     for job in jobs:
         if job.target and job.target.suffix.lower() in files.FORMATS:
             raise UserError(f"{job.target}: a compressed file is no {job.target.suffix[1:]}; name it .llicm.")
-    loaded = functools.cache(lambda: _load(model, "codec", levels=() if level is None else (level,)))
+    loaded = functools.cache(lambda: _load(model, "codec", levels=() if level is None else (level,), coding=True))
 
     def work(job: Job) -> tuple[bytes, str]:
         from llicm.codec.bitstream import unpack
@@ -229,7 +229,7 @@ def decompress(
     if as_captured and task:
         raise click.UsageError("--task says how to enhance, --as-captured not to: give one of them.")
     parts = ("codec", *([] if as_captured else ["restorer"]), *(["conditioner"] if task else []))
-    loaded = functools.cache(lambda: _load(model, *parts))
+    loaded = functools.cache(lambda: _load(model, *parts, coding=as_captured))
 
     def make(job: Job) -> "Tensor":
         from llicm.codec.bitstream import unpack

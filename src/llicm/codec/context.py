@@ -37,8 +37,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck
-from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
 from llicm.codec.bitstream import LEVEL_UNIT
@@ -53,7 +51,8 @@ from llicm.codec.learned import (
     hyper_analysis,
     zeroed,
 )
-from llicm.integer import ACTIVATION_UNIT, IntegerConv
+from llicm.codec.priors import FactorisedPrior
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, quantize_ste
 from llicm.limits import as_pictures
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
@@ -293,7 +292,7 @@ class ContextCodec(LearnedCodec):
             self.linear.append(nn.ModuleList(_Prediction(size, kernel) for _ in range(predicted)))
         # of each group: what it adds to the features of later groups
         self.after = nn.ModuleList(_Near(size, features, 3) for size in self.groups[:-1])
-        self.eb_z = EntropyBottleneck(N)
+        self.eb_z = FactorisedPrior(N)
 
     @property
     def unit(self) -> Tensor:
@@ -331,7 +330,7 @@ class ContextCodec(LearnedCodec):
         y = self._analyse(x, level, gain)
         z = self.h_a(squash(y)).float()
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
-            z_likelihoods = self._hyper_likelihood(z)
+            z_likelihoods = self.eb_z(z)
         place = (_PLACE * self.relative_level(level)).round()
         context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place)
         y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context)
@@ -380,15 +379,6 @@ class ContextCodec(LearnedCodec):
     @staticmethod
     def _rows(planes: Tensor) -> Tensor:
         return planes.permute(0, 2, 3, 1).flatten(1, 2)
-
-    def _hyper_likelihood(self, z: Tensor) -> Tensor:
-        """What `eb_z(z)` gives, without its NumPy, which `torch.compile` would stop at."""
-        rows = z.permute(1, 0, 2, 3)
-        values = self.eb_z.quantize(
-            rows.reshape(len(rows), 1, -1), "noise" if self.training else "dequantize", self.eb_z._get_medians()
-        )
-        likelihood = self.eb_z.likelihood_lower_bound(self.eb_z._likelihood(values)[0])
-        return likelihood.view(rows.shape).permute(1, 0, 2, 3)
 
     def _likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Of a residual (rounded; in training with uniform noise) under a Laplace distribution of this deviation."""

@@ -12,18 +12,17 @@ levels); Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compressai.entropy_models import EntropyBottleneck
-from compressai.models import CompressionModel
-from compressai.models.utils import conv
 from torch import Tensor, nn
 
 from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
+from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.limits import as_pictures, check_size
@@ -97,12 +96,12 @@ class HyperSynthesis(nn.Sequential):
 def hyper_analysis(N: int, M: int) -> nn.Sequential:
     """Squashed latent (n, M, 4 h, 4 w) to the hyper-latent (n, N, h, w)."""
     return nn.Sequential(
-        conv(M, N, stride=1, kernel_size=3), nn.LeakyReLU(inplace=True),
-        conv(N, N, kernel_size=3), nn.LeakyReLU(inplace=True), conv(N, N, kernel_size=3),
+        nn.Conv2d(M, N, 3, padding=1), nn.LeakyReLU(inplace=True),
+        nn.Conv2d(N, N, 3, 2, 1), nn.LeakyReLU(inplace=True), nn.Conv2d(N, N, 3, 2, 1),
     )  # fmt: skip
 
 
-class LearnedCodec(CompressionModel):
+class LearnedCodec(nn.Module):
     """Variable-rate codec on a block DCT with gains and a hyper-latent.
 
     A codec builds `h_a`, `h_s` and `eb_z` (after `g_s`, whose end is its own), says how likely symbols of y are
@@ -121,7 +120,7 @@ class LearnedCodec(CompressionModel):
     tables: int  # their number
     h_a: Any
     h_s: Any
-    eb_z: EntropyBottleneck
+    eb_z: FactorisedPrior
     # What the entropy coder needs, shipped with the weights and made once, by `update`.
     offsets: Tensor  # for each level and channel log2 of gain and spread in 1/64 octave
     frequencies: Tensor  # of all tables, one after the other, those of z before those of y
@@ -201,15 +200,7 @@ class LearnedCodec(CompressionModel):
         The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
         """
         round_parameters(self)
-        # Tables of z on whole numbers: its medians, which compressai subtracts before rounding, are rounded themselves.
-        self.eb_z.update(force=True, update_quantiles=True)
-        self.eb_z.quantiles[:, 0, 1].round_()
-        self.eb_z.quantiles.copy_(self.eb_z.quantiles.half().float())
-        self.eb_z.update(force=True)
-        median = self.eb_z.quantiles[:, 0, 1].int()
-        cdfs = zip(self.eb_z._quantized_cdf, self.eb_z._cdf_length, strict=True)
-        counts = [np.diff(cdf[:length].numpy()) for cdf, length in cdfs]
-        first = (median + self.eb_z._offset).tolist()
+        counts, first = self.eb_z.update()
         for index in range(self.tables):
             likely = self._likely(2.0 ** ((self.first_scale + index * TABLE_STEP) / OCTAVE))
             counts.append(np.maximum(np.rint(likely * 2**20), 1))
@@ -221,10 +212,10 @@ class LearnedCodec(CompressionModel):
         self.offsets.copy_((OCTAVE * (self.log_gain.double() / math.log(2) + spread)).round())
         self._forget()
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
         self._forget()
-        return super().load_state_dict(state_dict, strict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def model_id(self) -> bytes:
         """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""

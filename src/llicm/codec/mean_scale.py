@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learned codec: a mean-scale hyperprior with gain units, one model for the whole rate range.
 
-Layers and entropy models are compressai's; the arrangement is
+The arrangement is
 
     x ─DCT + g_a─► y ─·gain(level)─► ỹ ──Q──► ŷ ─·inverse gain(level)─► DCT⁻¹ + g_s ─► x̂
                                       │  ▲ means, scales
@@ -23,13 +23,13 @@ import math
 
 import numpy as np
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.ops import quantize_ste
 from scipy.special import ndtr
 from torch import Tensor, nn
 
 from llicm.codec.entropy import Decoder
 from llicm.codec.learned import HYPER_LIMIT, OCTAVE, HyperSynthesis, LearnedCodec, hyper_analysis, zeroed
+from llicm.codec.priors import FactorisedPrior, GaussianPrior
+from llicm.integer import quantize_ste
 from llicm.limits import as_pictures
 from llicm.registry import CODECS
 from llicm.transforms import squash
@@ -49,8 +49,8 @@ class MeanScaleHyperprior(LearnedCodec):
         self.g_s.extend([zeroed(nn.Conv2d(N, 48, 3, padding=1)), nn.PixelShuffle(4)])
         self.h_a = hyper_analysis(N, M)
         self.h_s = HyperSynthesis(N, 2 * M)
-        self.eb_z = EntropyBottleneck(N)
-        self.gaussian_y = GaussianConditional(None)
+        self.eb_z = FactorisedPrior(N)
+        self.gaussian_y = GaussianPrior()
 
     def forward(self, x: Tensor, level: Tensor) -> dict:
         """Training pass: noise for the rate, straight-through rounding for the decoder.
@@ -66,12 +66,13 @@ class MeanScaleHyperprior(LearnedCodec):
         y = self._analyse(x, level, gain)
         z = self.h_a(squash(y)).float()
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
-            _, z_likelihoods = self.eb_z(z)
+            # laid out by channel: the order in which noise is drawn, and so what a seed gives, is compressai's
+            z_likelihoods = self.eb_z(z.transpose(0, 1).contiguous().transpose(0, 1)).contiguous()
         log_scale, mean = self.h_s(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))).chunk(2, 1)
         unit = gain * self.unit  # h_s predicts in units of each coefficient's usual standard deviation
         scales, means = unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
         with torch.autocast(x.device.type, enabled=False):
-            _, y_likelihoods = self.gaussian_y(y, scales, means)
+            y_likelihoods = self.gaussian_y(y, scales, means)
         y_hat = quantize_ste(y - means) + means
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}

@@ -9,9 +9,9 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch import Tensor
 from llicm.degradations import CLEAN, DEGRADATIONS
 from llicm.errors import UserError
 from llicm.limits import as_pictures
+
+if TYPE_CHECKING:  # else where it is needed: it loads transformers and timm, and compression does without
+    import open_clip
 
 __all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model_config", "preprocess", "tokenize"]
 
@@ -50,6 +53,8 @@ def model_config(name: str) -> dict:
         if not isinstance(config, dict):
             raise UserError(f"{name}: no model configuration: it must be a JSON object with embed_dim and vision_cfg")
     else:
+        import open_clip
+
         config = open_clip.get_model_config(name.removeprefix("daclip_"))
         if config is None:
             raise UserError(f"open_clip knows no model '{name}'; choose one of open_clip.list_models(), e.g. ViT-B-32")
@@ -58,7 +63,7 @@ def model_config(name: str) -> dict:
     return config
 
 
-def make_clip(config: dict) -> open_clip.CLIP:
+def make_clip(config: dict) -> "open_clip.CLIP":
     """An open_clip CLIP with random weights, from a configuration as `model_config` returns it.
 
     Models whose parts come from other libraries (timm, transformers) are refused: to build those may download.
@@ -67,6 +72,8 @@ def make_clip(config: dict) -> open_clip.CLIP:
         UserError: the vision tower is no VisionTransformer of open_clip, the text tower is not its own, or a field is
             unknown or missing.
     """
+    import open_clip
+
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     if vision.get("timm_model_name") or not isinstance(vision.get("layers", 12), int):
         raise UserError("DA-CLIP needs a model whose vision tower is open_clip's VisionTransformer, such as ViT-B-32")
@@ -80,6 +87,8 @@ def make_clip(config: dict) -> open_clip.CLIP:
 
 @functools.lru_cache(maxsize=4)
 def _transform(size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
+    import open_clip
+
     return open_clip.image_transform(size, is_train=False)
 
 
@@ -108,7 +117,9 @@ def preprocess(images: Tensor, size: int | tuple[int, int] = 224) -> Tensor:
 
 
 @functools.cache
-def _tokenizer() -> open_clip.SimpleTokenizer:
+def _tokenizer() -> "open_clip.SimpleTokenizer":
+    import open_clip
+
     return open_clip.SimpleTokenizer()
 
 

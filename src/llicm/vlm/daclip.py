@@ -16,15 +16,18 @@ Source: Luo et al., "Controlling vision-language models for multi-task image res
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch.nn as nn
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from llicm.errors import UserError
 from llicm.vlm.clip import make_clip
+
+if TYPE_CHECKING:
+    import open_clip
+    from open_clip.transformer import VisionTransformer
 
 __all__ = ["DACLIP", "Controller", "make_daclip"]
 
@@ -32,7 +35,7 @@ MAX_LOGIT_SCALE = 4.605170185988092  # ln 100
 
 
 @contextmanager
-def _after_blocks(tower: VisionTransformer, function: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+def _after_blocks(tower: "VisionTransformer", function: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """Meanwhile, call `function(index, output)` after each block; what it returns, unless None, replaces the output.
 
     Hooks, because a block's output is all that DA-CLIP needs: stem, pooling and projection stay open_clip's own,
@@ -49,7 +52,7 @@ def _after_blocks(tower: VisionTransformer, function: Callable[[int, Tensor], Te
             handle.remove()
 
 
-def _embed(tower: VisionTransformer, image: Tensor) -> Tensor:
+def _embed(tower: "VisionTransformer", image: Tensor) -> Tensor:
     """The tower's embedding (N, embed_dim); towers made with `output_tokens` return tokens as well."""
     output = tower(image)
     return output[0] if isinstance(output, tuple) else output
@@ -62,7 +65,7 @@ class Controller(nn.Module):
         visual: CLIP's vision tower; it is copied as it is now.
     """
 
-    def __init__(self, visual: VisionTransformer):
+    def __init__(self, visual: "VisionTransformer"):
         super().__init__()
         self.tower = copy.deepcopy(visual)
         width = visual.transformer.width
@@ -92,7 +95,9 @@ class DACLIP(nn.Module):
         UserError: CLIP's vision tower is no VisionTransformer of open_clip.
     """
 
-    def __init__(self, clip: open_clip.CLIP, config: dict):
+    def __init__(self, clip: "open_clip.CLIP", config: dict):
+        from open_clip.transformer import VisionTransformer
+
         super().__init__()
         if not isinstance(clip.visual, VisionTransformer):
             raise UserError(f"DA-CLIP needs open_clip's VisionTransformer, not {type(clip.visual).__name__}")
