@@ -516,7 +516,7 @@ def test_inspect(here, model, small, capsys):
     assert [fact["file"] for fact in facts] == ["small/a.llicm", "small/b.llicm"]
     assert facts[0] == {
         "file": "small/a.llicm", "version": data[4], "model": small.codec.model_id()[:4].hex(), "width": 128,
-        "height": 96, "level": 1.25, "bytes": len(data), "bpp": 8 * len(data) / 96 / 128,
+        "height": 96, "grey": False, "level": 1.25, "bytes": len(data), "bpp": 8 * len(data) / 96 / 128,
         "payload": len(unpack(data).payload),
     }  # fmt: skip
     assert said.err.startswith("error: small/broken.llicm: ")

@@ -22,7 +22,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from llicm.images import quantize8
-from llicm.limits import as_pictures, check_finite
+from llicm.limits import as_pictures, check_finite, keep_grey
 from llicm.vlm.conditioner import Conditioner, Oracle
 
 __all__ = ["LLICM", "Output"]
@@ -99,7 +99,7 @@ class LLICM(nn.Module):
         return Output(decoded, enhanced, likelihoods, loss)
 
     def enhance(self, decoded: Tensor, level: Tensor | None = None, hints: Hints | None = None) -> Tensor:
-        """X̂ (N, 3, H, W) to X̂_H.
+        """X̂ (N, 3, H, W) to X̂_H, which is grey where X̂ is.
 
         Args:
             level: (N,) the relative level in [0, 1]; None if never compressed.
@@ -108,13 +108,15 @@ class LLICM(nn.Module):
         Raises:
             PictureError: X̂ is no batch of pictures in [0, 1], or X̂_H is not finite.
         """
-        return check_finite(self._restore(self.restorer, as_pictures(decoded), level, hints), "the restored picture")
+        decoded = as_pictures(decoded)
+        enhanced = self._restore(self.restorer, decoded, level, hints)
+        return keep_grey(check_finite(enhanced, "the restored picture"), decoded)
 
     def prefiltered(self, x: Tensor, hints: Hints | None = None) -> Tensor:
         """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X_r, X as the prefilter restores it, in [0, 1].
 
         A batch stays as it is computed, with its gradient; a single image is rounded to 8 bits, as X was, whether
-        or not under autocast.
+        or not under autocast, and grey if X was.
 
         Args:
             hints: as in `enhance`.
@@ -127,7 +129,7 @@ class LLICM(nn.Module):
             return x
         if x.ndim == 3:
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                return quantize8(self.prefiltered(x[None], hints)[0])
+                return quantize8(keep_grey(self.prefiltered(x[None], hints), x[None])[0])
         restored = self._restore(self.prefilter, x, None, hints).float()
         return check_finite(restored, "the prefiltered picture").clamp(0, 1)
 

@@ -6,7 +6,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,19 +76,19 @@ def read_image(path: str | os.PathLike | bytes | BinaryIO, name: str | None = No
             with _open(facts.data) as opened:
                 tags = _check(opened)
                 low = _low_bytes(facts) if facts.depth == 16 and len(facts.clear or ()) == 3 else None
+                pair = facts.depth == 16 and opened.tile and opened.tile[0].args == "LA;16B"
+                deep = _deep_pair(facts) if pair else None
                 opened.load()
                 orientation = _exif(opened, facts)
                 if facts.unended:
                     _prove_whole(opened, data)
-                picture = _clear(opened, facts, low)
-                turn = _TURNS.get(orientation)
-                array = _to_rgb_array(picture if turn is None else _turned(picture, turn), tags, facts)
+                array = _to_rgb_array(_clear(opened, facts, low), tags, facts, deep)
     except _DAMAGE as error:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         reason = _why(data) if isinstance(error, Image.UnidentifiedImageError) else reason
         raise UserError(f"{name}: cannot be read as an image ({reason}); replace or remove this file.") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(_TURNS.get(orientation, lambda a: a)(array).copy()).permute(2, 0, 1).contiguous()
 
 
 # Formats that hold photos: Pillow would also start other programs (Ghostscript for EPS) if a file asks for it.
@@ -102,21 +102,15 @@ _DAMAGE = (
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# What EXIF's orientations ask to be done to an array (H, W, 3).
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.fliplr(np.rot90(a, -1)),
+    6: lambda a: np.rot90(a, -1), 7: lambda a: np.fliplr(np.rot90(a)), 8: np.rot90,
 }  # fmt: skip
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN or name != "HEIF"])
-
-
-def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
-    turned = picture.transpose(turn)
-    turned.info = picture.info
-    return turned
 
 
 def _why(data: bytes) -> str:
@@ -183,9 +177,16 @@ def _prove_whole(opened: Image.Image, data: bytes) -> None:
 def _low_bytes(facts: Facts) -> np.ndarray:
     """The lower 8 of the 16 bits of a PNG's colours, (H, W, 3): read as if bytes were in the other order."""
     with _open(facts.data) as opened:
-        assert isinstance(opened, ImageFile.ImageFile)
         opened.tile = [tile._replace(args="RGB;16L") for tile in opened.tile]
         return np.asarray(opened)
+
+
+def _deep_pair(facts: Facts) -> np.ndarray:
+    """Grey and alpha of 16 bits in a PNG, (H, W, 2) float32 in [0, 1]: its bytes, read as four channels."""
+    with _open(facts.data) as opened:
+        opened.tile = [tile._replace(args="RGBA") for tile in opened.tile]
+        four = np.asarray(opened).astype(np.float32)
+    return (four[..., ::2] * 256 + four[..., 1::2]) / np.float32(65535)
 
 
 def _clear(opened: Image.Image, facts: Facts, low: np.ndarray | None) -> Image.Image:
@@ -233,19 +234,24 @@ def _check(opened: Image.Image) -> dict[int, Any]:
     return tags
 
 
-def _to_rgb_array(picture: Image.Image, tags: Mapping[int, Any], facts: Facts) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]. `tags` are those of a TIFF."""
+def _to_rgb_array(picture: Image.Image, tags: Mapping[int, Any], facts: Facts, deep: np.ndarray | None) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1], of what is grey with equal channels.
+
+    Args:
+        tags: those of a TIFF. deep: see `_deep_pair`.
+    """
     profile = facts.profile or (None if facts.named else picture.info.get("icc_profile"))
+    single = deep is not None or picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
     if not profile and picture.mode not in ("CMYK", "LAB"):
-        single = picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
         profile = facts.icc(single)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = _deep_grey(picture, tags)
-        if not profile:
-            return np.repeat(grey[..., None], 3, axis=2)
-        table = np.asarray(_to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), profile))[0] / 255.0
-        channels = (np.interp(grey, np.linspace(0, 1, 256), table[:, channel]) for channel in range(3))
-        return np.stack([channel.astype(np.float32) for channel in channels], axis=2)
+    if deep is not None or picture.mode.startswith("I") or picture.mode == "F":
+        grey = _deep_grey(picture, tags) if deep is None else deep[..., 0]
+        if profile:
+            table = np.asarray(_to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), profile))[0] / 255.0
+            grey = np.interp(grey, np.linspace(0, 1, 256), table[:, 1]).astype(np.float32)
+        if deep is not None:
+            grey = grey * deep[..., 1] + (1 - deep[..., 1])
+        return np.repeat(grey[..., None], 3, axis=2)
     alpha = None
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         whole = picture.convert({"La": "LA"}.get(picture.mode, "RGBA")).convert("RGBA")
@@ -260,7 +266,8 @@ def _to_rgb_array(picture: Image.Image, tags: Mapping[int, Any], facts: Facts) -
         picture = picture.convert("RGB")
         picture.putalpha(alpha)
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
+    array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0
+    return array[..., [1, 1, 1]] if single else array
 
 
 def _deep_grey(picture: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:

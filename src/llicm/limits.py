@@ -8,7 +8,7 @@ from llicm.errors import PictureError
 if TYPE_CHECKING:  # `llicm inspect` does without torch
     from torch import Tensor
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "as_pictures", "check_finite", "check_size"]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "as_pictures", "check_finite", "check_size", "is_grey", "keep_grey"]
 
 MAX_SIDE = 1 << 14
 MAX_PIXELS = 1 << 26
@@ -50,6 +50,17 @@ def as_pictures(images: "Tensor", ndim: int = 4, bounded: bool = True) -> "Tenso
     if bounded and not (low >= 0 and high <= 1):
         raise PictureError(f"expected {form} in [0, 1], got values from {low:.4g} to {high:.4g}")
     return images.float()
+
+
+def is_grey(image: "Tensor") -> bool:
+    """Whether the three channels of a picture (3, H, W) are equal."""
+    return bool((image == image[:1]).all())
+
+
+def keep_grey(made: "Tensor", of: "Tensor") -> "Tensor":
+    """Pictures (N, 3, H, W) made of pictures `of` (N, 3, h, w): the mean of their channels where those are grey."""
+    grey = (of == of[:, :1]).flatten(1).all(1).view(-1, 1, 1, 1)
+    return made.mean(1, keepdim=True).expand_as(made).where(grey, made) if bool(grey.any()) else made
 
 
 def check_finite(image: "Tensor", what: str) -> "Tensor":

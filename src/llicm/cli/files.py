@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llicm.errors import UserError
 from llicm.files import place, printable, write_atomically
-from llicm.limits import check_finite
+from llicm.limits import check_finite, is_grey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,7 +217,7 @@ def read_photo(source: Path | None) -> "Tensor":
 
 
 def encode_photo(image: "Tensor", suffix: str) -> bytes:
-    """A photo (3, H, W) in [0, 1], rounded to 8 bits, as the bytes of an image file.
+    """A photo (3, H, W) in [0, 1], rounded to 8 bits, as the bytes of an image file, grey if the photo is.
 
     Args:
         suffix: a key of `FORMATS`.
@@ -232,7 +232,8 @@ def encode_photo(image: "Tensor", suffix: str) -> bytes:
     buffer = io.BytesIO()
     kind, options = FORMATS[suffix]
     try:
-        Image.fromarray(array.permute(1, 2, 0).contiguous().numpy()).save(buffer, format=kind, **options)
+        pixels = array[0] if is_grey(array) else array.permute(1, 2, 0)
+        Image.fromarray(pixels.contiguous().numpy()).save(buffer, format=kind, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"{kind} cannot hold this image ({error}); choose PNG.") from None
     return buffer.getvalue()

@@ -311,13 +311,16 @@ def degrade(
         from llicm.data.pairs import stable_seed
         from llicm.degradations import IN_ORDER
         from llicm.degradations import degrade as apply
+        from llicm.limits import is_grey
 
         x = files.read_photo(job.source)[None]
+        grey = is_grey(x[0])
         generator = Generator().manual_seed(stable_seed(seed, task, job.source.stem if job.source else ""))
         for word in IN_ORDER:
             if word in words:
                 x = apply(word, x, severity, generator)
-        return x[0]
+        # of a grey photo one channel, as a camera without colours has: the mean of all would have less noise
+        return x[0, 1:2].expand(3, -1, -1) if grey else x[0]
 
     label = f".{'+'.join(words)}"
     _convert_to_images(make, inputs, output, wanted, force, label, words=f"  {task}  severity {severity:g}")
@@ -343,7 +346,8 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
         stream = unpack(data)
         return {
             "file": files.name_of(source), "version": VERSION,  # the only one that `unpack` lets pass
-            "model": stream.model.hex(), "width": stream.width, "height": stream.height, "level": stream.level,
+            "model": stream.model.hex(), "width": stream.width, "height": stream.height, "grey": stream.grey,
+            "level": stream.level,
             "bytes": len(data), "bpp": 8 * len(data) / (stream.width * stream.height), "payload": len(stream.payload),
         }  # fmt: skip
 
@@ -354,7 +358,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
         if not as_json:
             print_result(
                 f"{facts['file']}\n"
-                f"  size     {facts['width']}x{facts['height']} pixels\n"
+                f"  size     {facts['width']}x{facts['height']} pixels{', grey' * facts['grey']}\n"
                 f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'], facts['level'])}\n"
                 f"  payload  {facts['payload']} bytes\n"
                 f"  model    {facts['model']}\n"

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from llicm.errors import BitstreamError
 from llicm.limits import check_size
 
-__all__ = ["Bitstream", "OVERHEAD_BYTES", "VERSION", "frame", "pack", "quantize_level", "unpack"]
+__all__ = ["Bitstream", "GREY", "OVERHEAD_BYTES", "VERSION", "frame", "pack", "quantize_level", "unpack"]
 
 MAGIC = b"LLIC"
 VERSION = 2
+GREY = 1  # the only flag
 _HEADER = struct.Struct(">4sBB4sHHHI")  # magic, version, flags, model, width, height, level, length of the payload
 _CHECKSUM = struct.Struct(">I")
 LEVEL_UNIT = 4096  # fixed-point steps per level
@@ -33,6 +34,7 @@ class Bitstream:
         height, width: in pixels, before padding.
         level: continuous, a multiple of 1/4096.
         payload: the entropy-coded symbols.
+        grey: the three channels of the image are equal.
     """
 
     model: bytes
@@ -40,11 +42,12 @@ class Bitstream:
     width: int
     level: float
     payload: bytes
+    grey: bool = False
 
     @property
     def frame(self) -> bytes:
-        """The header's bytes of size and level, which the payload's own checks cover too."""
-        return frame(self.height, self.width, self.level)
+        """The header's bytes of size and level, and of flags if any is set: the payload's own checks cover them."""
+        return frame(self.height, self.width, self.level, self.grey)
 
 
 def quantize_level(level: float) -> float:
@@ -58,9 +61,9 @@ def quantize_level(level: float) -> float:
     return round(level * LEVEL_UNIT) / LEVEL_UNIT
 
 
-def frame(height: int, width: int, level: float) -> bytes:
+def frame(height: int, width: int, level: float, grey: bool) -> bytes:
     """As `Bitstream.frame`, of an image that is yet to be coded."""
-    return struct.pack(">HHH", width, height, round(level * LEVEL_UNIT))
+    return struct.pack(">HHH", width, height, round(level * LEVEL_UNIT)) + bytes([GREY]) * grey
 
 
 def pack(stream: Bitstream) -> bytes:
@@ -75,7 +78,7 @@ def pack(stream: Bitstream) -> bytes:
     if not 0 <= level < 1 << 16:
         raise ValueError(f"level {stream.level} is outside 0 to 15.99")
     size = len(stream.payload)
-    head = _HEADER.pack(MAGIC, VERSION, 0, stream.model[:4], stream.width, stream.height, level, size)
+    head = _HEADER.pack(MAGIC, VERSION, GREY * stream.grey, stream.model[:4], stream.width, stream.height, level, size)
     body = head + stream.payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
@@ -94,8 +97,10 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
         raise BitstreamError(f"not a .llicm file: it begins with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise BitstreamError(f"a .llicm file of version {version}, but this decoder reads version {VERSION}")
-    if flags:
-        raise BitstreamError(f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows none")
+    if flags & ~GREY:
+        raise BitstreamError(
+            f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows {GREY:#04x} only"
+        )
     if len(data) != OVERHEAD_BYTES + size:
         sizes = f"{len(data)} bytes, its header says {OVERHEAD_BYTES + size}"
         raise BitstreamError(f"truncated or extended .llicm file: {sizes}")
@@ -106,4 +111,5 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
     if model is not None and written_by != model[:4]:
         models = f"written by model {written_by.hex()}, but the loaded model is {model[:4].hex()}"
         raise BitstreamError(f"{models}: load the matching weights")
-    return Bitstream(written_by, height, width, level / LEVEL_UNIT, bytes(data[_HEADER.size : -_CHECKSUM.size]))
+    payload = bytes(data[_HEADER.size : -_CHECKSUM.size])
+    return Bitstream(written_by, height, width, level / LEVEL_UNIT, payload, bool(flags))

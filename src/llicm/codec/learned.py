@@ -25,7 +25,7 @@ from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
-from llicm.limits import as_pictures, check_size
+from llicm.limits import as_pictures, check_size, is_grey
 from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
 
@@ -249,7 +249,7 @@ class LearnedCodec(nn.Module):
             PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
         """
         x = as_pictures(x, 3)
-        height, width = x.shape[-2:]
+        grey, (height, width) = is_grey(x), x.shape[-2:]
         if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
@@ -262,8 +262,8 @@ class LearnedCodec(nn.Module):
             raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
         z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
         indexes, residual = self._encode(y, z_hat, level, gain)
-        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level))
-        return pack(Bitstream(self._id(), height, width, level, payload))
+        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level, grey))
+        return pack(Bitstream(self._id(), height, width, level, payload, grey))
 
     @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
@@ -271,7 +271,7 @@ class LearnedCodec(nn.Module):
         """Decompress the bytes of a `.llicm` file.
 
         Returns:
-            The image (3, H, W) in [0, 1] and the level it was written at.
+            The image (3, H, W) in [0, 1], grey if it was, and the level it was written at.
 
         Raises:
             BitstreamError: see `llicm.codec.bitstream.unpack`; also when the payload was not made for this image.
@@ -285,7 +285,7 @@ class LearnedCodec(nn.Module):
         x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
         if not torch.isfinite(x_hat).all():
             raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
-        return x_hat, stream.level
+        return x_hat.mean(0, keepdim=True).repeat(3, 1, 1) if stream.grey else x_hat, stream.level
 
     def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
         """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w), and a check.
