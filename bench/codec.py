@@ -10,11 +10,16 @@ that was stopped goes on from its last checkpoint. Results are written as JSON, 
     python bench/codec.py --codec context --updates 40000 --ema 0.999 --compile --threads 1 --photos FOLDER ... \\
         --arguments '{"M": 384, "lambdas": [0.0006, 0.0016, 0.004, 0.01, 0.025, 0.07, 0.2]}'
 
-The same command with --now evaluates its last checkpoint as it is, while it runs or when it was stopped.
+The same command with --now evaluates its last checkpoint as it is, while it runs or when it was stopped; with --publish
+it also makes a folder of weights of that, from which studies start (`init: context`):
+
+    python bench/codec.py ... --now --checkpoint FILE --every 6 --publish init/context && dvc add init/context
 """
 
 import argparse
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,19 +27,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, table
+from common import ROOT, machine, table
 from PIL import Image
 from torch import Tensor
 
 from llicm.benchmark.bdrate import bd
 from llicm.codec.conventional import find_codec
+from llicm.data.catalogue import attributions, catalogue, known_sets
 from llicm.data.stream import Batch
-from llicm.files import write_atomically
+from llicm.files import atomic_folder, write_atomically, write_json
 from llicm.framework import LLICM
-from llicm.images import IMAGE_SUFFIXES, quantize8
+from llicm.images import list_images, quantize8
 from llicm.objectives import Objective
 from llicm.parameters import load
 from llicm.pipeline.checkpoint import Checkpoint
+from llicm.provenance.lineage import digest
 from llicm.registry import CODECS
 from llicm.report.show import psnr
 from llicm.training.loop import Trainer
@@ -46,9 +53,19 @@ SCALES = (0.75, 0.5, 0.35)
 
 def read(folders: Sequence[Path]) -> list[Tensor]:
     """Photos (3, H, W) uint8 of folders, in the order of their names."""
-    suffixes = (*IMAGE_SUFFIXES, ".avif")
-    files = [f for folder in folders for f in sorted(folder.iterdir()) if f.suffix.lower() in suffixes]
+    files = [file for folder in folders for file in list_images(folder)]
     return [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) for f in files]
+
+
+@torch.no_grad()
+def averaged(codec, state: dict):
+    """The codec with the averaged weights of a checkpoint, which has them in the order of its state dict."""
+    codec.load_state_dict(state["parts"]["codec"])
+    weights = dict(codec.named_parameters())
+    names = [name for name in state["parts"]["codec"] if name in weights and not name.endswith("quantiles")]
+    for name, average in zip(names, state["average"], strict=bool(state["average"])):
+        weights[name].copy_(average)
+    return codec
 
 
 class Crops:
@@ -85,20 +102,9 @@ def train(name: str, a: argparse.Namespace) -> tuple[object, dict]:
     path, log = a.out / f"{name}-{a.updates}.safetensors", a.out / f"{name}-{a.updates}.log.json"
     if path.exists() and not a.now:
         return load_part("codec", path), json.loads(log.read_text())
-    photos = read(a.photos)
-    photos = [photo for photo in photos if min(photo.shape[1:]) >= 128]
     torch.manual_seed(0)
     arguments = load(ROOT / "params.yaml").models["rdo"].codec.model_dump() | {"name": name} | a.arguments
     codec = CODECS.make(**arguments)
-    if hasattr(codec, "measure") and not a.now:
-        codec.measure([photo / 255 for photo in photos[:: max(len(photos) // 100, 1)]])
-    trainer = Trainer(
-        LLICM(codec, None), ["codec"], Objective(alpha=1.0, beta=1.0, distortion={"mse": 1.0}),
-        Crops(photos, 128, 12), ["clean"], steps=a.updates, warmup=200, lr=a.lr, max_grad_norm=1.0, precision="bf16",
-        seed=0, log_every=100, average=a.ema,
-    )  # fmt: skip
-    if a.compile:  # with the random numbers of a run without
-        codec.compile(dynamic=False, options={"fallback_random": True})
     described = {
         "codec": arguments,
         "updates": a.updates,
@@ -108,15 +114,27 @@ def train(name: str, a: argparse.Namespace) -> tuple[object, dict]:
         "photos": [str(f) for f in a.photos],
     }
     checkpoint = Checkpoint(f"codec-{name}", described, code=[ROOT / "src/llicm/codec"], root=a.out / "checkpoints")
+    if a.now:
+        checkpoint.path = a.checkpoint or checkpoint.path
+        if (saved := checkpoint.load()) is None:
+            raise SystemExit(f"{checkpoint.path}: no checkpoint yet")
+        averaged(codec, saved).update()
+        taken = {"photos": sum(len(list_images(folder)) for folder in a.photos), "cpu_seconds_an_update": None}
+        return codec.to(memory_format=torch.channels_last).eval(), taken | {"done": saved["step"]}
+    photos = read(a.photos)
+    photos = [photo for photo in photos if min(photo.shape[1:]) >= 128]
+    if hasattr(codec, "measure"):
+        codec.measure([photo / 255 for photo in photos[:: max(len(photos) // 100, 1)]])
+    trainer = Trainer(
+        LLICM(codec, None), ["codec"], Objective(alpha=1.0, beta=1.0, distortion={"mse": 1.0}),
+        Crops(photos, 128, 12), ["clean"], steps=a.updates, warmup=200, lr=a.lr, max_grad_norm=1.0, precision="bf16",
+        seed=0, log_every=100, average=a.ema,
+    )  # fmt: skip
+    if a.compile:  # with the random numbers of a run without
+        codec.compile(dynamic=False, options={"fallback_random": True})
     if (saved := checkpoint.load()) is not None:
         trainer.restore(saved)
     started, first = time.process_time(), trainer.step
-    if a.now:
-        if saved is None:
-            raise SystemExit(f"{checkpoint.path}: no checkpoint yet")
-        trainer.use_average()
-        codec.update()
-        return codec.eval(), {"photos": len(photos), "cpu_seconds_an_update": None}
     rows = trainer.run(None, checkpoint, 500)
     trainer.use_average()
     pace = (time.process_time() - started) / max(trainer.step - first, 1)
@@ -150,6 +168,97 @@ def curve(compress, decompress, levels: Sequence[float], images: Sequence[Tensor
     return points
 
 
+CARD = """---
+library_name: llicm
+license: apache-2.0
+model_name: llicm-{name}-codec
+pipeline_tag: image-to-image
+tags:
+- image-compression
+---
+
+# Learned codec `{name}`, trained on clean photos
+
+A variable-rate codec with memory and a loop filter (`llicm.codec.{name}`, docs/parts.md): the one that the default
+study starts from.
+
+`rdo.safetensors`: {parameters:,} parameters, {size:,} bytes, SHA-256 `{sha256}`.
+Safetensors; the configuration is in the metadata, weights of convolutions and linear layers are 8-bit with one unit a
+channel (`llicm.weights`).
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| photos | {photos}: {sets}; clean, at four scales |
+| updates | {updates}; of 12 crops of 128 x 128 |
+| learning rate | {lr:g} at its peak, cosine to zero{unfinished} |
+| weights | the average over the updates, of decay {ema:g} |
+| loss | lambda D + R, D = mse |
+| made with | {machine} |
+
+## Measured
+
+Kodak, every {every}photo, whole and clean, real files, means: {rates}.
+
+{measured}
+
+## Beside it
+
+Byte for byte from `init/published`, where their cards are: `restorer.safetensors`, trained on photos that were not
+compressed, so for no codec; and `llicm.safetensors`, of which a study takes the vision-language model, which steers the
+restorer. That saw pictures behind WebP and behind the published study's codec, `mean-scale`.
+
+[lineage.json](lineage.json) has the command, the code's commit and the hashes of checkpoint, photos and weights.
+
+## Licence and limits
+
+Weights: Apache-2.0, like the code. Photos that they were trained on: {terms}.
+
+- Trained on small photos. Not for medical, forensic or other evidence: a decoder can invent what was not coded.
+- A study of methods, not a product; a `.llicm` file is bound to the very weights that wrote it.
+"""
+
+
+def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: str) -> None:
+    """Make a folder of weights that studies start from: this codec with card and lineage, the rest as published."""
+    found = {name: folder for folder in a.photos for name in sorted(known_sets(list_images(folder)))}
+    sets, done = [catalogue()[name] for name in found], taken.get("done", a.updates)
+    arguments = f"--updates {a.updates} --lr {a.lr:g} --ema {a.ema:g}{' --compile' * a.compile} --threads {a.threads}"
+    credits = "\n".join(filter(None, map(attributions, found)))
+    terms = list(dict.fromkeys(entry.licence for entry in sets))
+    terms += ["each with its author in [photos.md](photos.md)"] if credits else []
+    with atomic_folder(a.publish) as new:
+        new.mkdir()
+        save_part(codec, new / "rdo.safetensors")
+        for name in ("restorer", "llicm"):
+            shutil.copyfile(ROOT / "init/published" / f"{name}.safetensors", new / f"{name}.safetensors")
+        if credits:
+            (new / "photos.md").write_text(f"# Photos that were trained on\n\n{credits}", encoding="utf-8")
+        sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.glob("*.safetensors"))}
+        card = CARD.format(
+            name=a.codec, parameters=sum(p.numel() for p in codec.parameters()), sha256=sums["rdo.safetensors"],
+            size=(new / "rdo.safetensors").stat().st_size, machine=machine(), every=ordinal(a.every),
+            architecture=", ".join(f"{key} {value}" for key, value in codec.config.items() if key != "name"),
+            photos=taken["photos"], sets="; ".join(f"{entry.title} ({entry.source})" for entry in sets),
+            updates=f"{done:,} of {a.updates:,}" if done < a.updates else f"{done:,}", lr=a.lr, ema=a.ema,
+            unfinished=", which it has not reached" if done < a.updates else "", measured=measured,
+            rates="; ".join(f"BD-rate against {name} {rate:+.1f}%" for name, rate in rates.items() if rate is not None),
+            terms=", ".join(terms),
+        )  # fmt: skip
+        (new / "rdo.md").write_text(card, encoding="utf-8")
+        lineage = {
+            "command": f"python bench/codec.py --codec {a.codec} {arguments} --arguments '{json.dumps(a.arguments)}'",
+            "commit": a.commit, "updates": done,
+            "checkpoint": hashlib.sha256(a.checkpoint.read_bytes()).hexdigest() if a.checkpoint else None,
+            "photos": {name: digest(folder) for name, folder in found.items()}, "weights": sums,
+        }  # fmt: skip
+        write_json(lineage, new / "lineage.json")
+
+
+def ordinal(number: int) -> str:
+    return {1: "", 2: "second ", 3: "third "}.get(number, f"{number}th ")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--codec", required=True, help="name of a learned codec")
@@ -167,6 +276,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--arguments", type=json.loads, default={}, help="JSON, over those of params.yaml")
     parser.add_argument("--now", action="store_true", help="evaluate the last checkpoint; train nothing")
+    parser.add_argument("--checkpoint", type=Path, help="with --now: this one, whatever code wrote it")
+    parser.add_argument("--publish", type=Path, help="make this folder of weights that studies start from")
+    parser.add_argument("--commit", help="of the code that trained, for the lineage")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     a.out.mkdir(parents=True, exist_ok=True)
@@ -178,13 +290,16 @@ def main() -> None:
         curves[name] = curve(anchor.compress, anchor.decompress, QUALITIES[name], images)
     digits = {"bpp": 4, "psnr": 2, "encode_s": 3, "decode_s": 3}
     rows = [{"codec": name} | point for name, points in curves.items() for point in points]
-    print(table([row | {key: round(row[key], places) for key, places in digits.items()} for row in rows]))
-    rates = {}
+    rows = [row | {key: round(row[key], places) for key, places in digits.items()} for row in rows]
+    print(table(rows))
+    rates: dict[str, float | None] = {}
     for name in a.against:
         points = [[point[key] for point in curves[c]] for c in (name, a.codec) for key in ("bpp", "psnr")]
         found = bd(*points, names=(name, a.codec), unit="dB")
         rates[name] = found.rate
         print(f"{a.codec} against {name}: BD-rate {found.reason if found.rate is None else f'{found.rate:.2f}%'}")
+    if a.publish:
+        publish(a, codec, taken, rates, table([dict(list(row.items())[:4]) for row in rows]))
     result = {"codec": a.codec, "updates": a.updates, "test": len(images), "bd_rate": rates, "curves": curves}
     result |= {"cpu_seconds_an_update": taken["cpu_seconds_an_update"], "photos": taken["photos"]}
     suffix = "-now" if a.now else ""
