@@ -607,3 +607,12 @@ def test_a_single_level_works(image):
     codec.update()
     decoded, level = codec.eval().decompress(codec.compress(image, 0))
     assert level == 0 and decoded.shape == image.shape
+
+
+def test_files_of_mean_scale_are_refused_and_the_reverse(codec, image):
+    other = CODECS.make("mean-scale", N=8, M=24, lambdas=LAMBDAS)
+    other.update()
+    for writer, reader in ((codec, other.eval()), (other, codec)):
+        ids = (part.model_id()[:4].hex() for part in (writer, reader))
+        with pytest.raises(BitstreamError, match="written by model {}, but the loaded model is {}".format(*ids)):
+            reader.decompress(writer.compress(image, 1))

@@ -134,3 +134,22 @@ def test_a_restorer_of_the_first_edition_is_read(tmp_path):
     write(tmp_path / "old.safetensors", state, config)
     again = load_part("restorer", tmp_path / "old.safetensors")
     assert again.level_conditioned and torch.equal(again.level.weight, restorer.level.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "said"),
+    [
+        ({"name": "context"}, None, "ContextCodec.*spread"),
+        ({"M": 23}, None, r"log_gain.*\[2, 24\].*\[2, 23\]"),
+        ({"features": 12}, None, "codec 'mean-scale'.*'features'"),
+        ({"name": "hyper"}, None, "codec 'hyper' is unknown"),
+        ({}, "log_gain", "MeanScaleHyperprior.*log_gain"),
+        ({}, "frequencies", "frequencies"),
+    ],
+)
+def test_weights_of_another_codec_or_version_are_refused_by_name(tmp_path, codec, change, missing, said):
+    save_part(codec, tmp_path / "codec.safetensors")
+    state, config = read(tmp_path / "codec.safetensors")
+    write(tmp_path / "codec.safetensors", {n: v for n, v in state.items() if n != missing}, config | change)
+    with pytest.raises(UserError, match=f"codec.safetensors: not weights that this version reads .*{said}.*make model"):
+        load_part("codec", tmp_path / "codec.safetensors")

@@ -78,7 +78,9 @@ def load_model(path: str | Path | None = None, coding: bool = False) -> LLICM:
             raise UserError(f"{path}: a model of format {config['format']}, but this program reads {_FORMAT}")
         if coding:
             config |= {"restorer": None} | ({} if config["prefilter"] else {"conditioner": None})
-        parts = {kind: make_part(kind, config[kind], _below(state, kind)) if config[kind] else None for kind in _PARTS}
+        parts = {
+            kind: make_part(kind, config[kind], _below(state, kind), path) if config[kind] else None for kind in _PARTS
+        }
         conditioner = None
         if config["conditioner"]:
             conditioner = conditioner_from(_below(state, "conditioner"), config["conditioner"], path)

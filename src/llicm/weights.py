@@ -8,6 +8,7 @@ levels (largest change: 0.04 dB), and halves the file. A module that computes wi
 """
 
 import json
+import textwrap
 from pathlib import Path
 from typing import cast
 
@@ -103,22 +104,30 @@ def load_part(kind: str, path: str | Path) -> nn.Module:
     """Read a "codec", "restorer" or "prefilter" that `save_part` wrote, in eval mode.
 
     Raises:
-        UserError: see `read`; or the configuration names no part of this kind.
+        UserError: see `read` and `make_part`.
     """
     state, config = read(path)
-    return make_part(kind, config, state)
+    return make_part(kind, config, state, path)
 
 
-def make_part(kind: str, config: dict, state: dict[str, Tensor]) -> nn.Module:
+def make_part(kind: str, config: dict, state: dict[str, Tensor], source: str | Path) -> nn.Module:
     """Build a "codec", "restorer" or "prefilter" from its configuration and its state dict, in eval mode.
 
     Raises:
-        UserError: the configuration names no part of this kind.
+        UserError: the configuration names no part of this kind, or is of another version's, or the tensors are; the
+            message names `source`, which they are from, and what does not fit.
     """
-    part = _REGISTRIES[kind].make(**{_ARGUMENTS.get(name, name): value for name, value in config.items()})
     for old, new in _PARAMETERS.items() if kind != "codec" else ():
         state = {new + name.removeprefix(old) if name.startswith(old) else name: v for name, v in state.items()}
-    part.load_state_dict(state)
+    try:
+        part = _REGISTRIES[kind].make(**{_ARGUMENTS.get(name, name): value for name, value in config.items()})
+        part.load_state_dict(state)
+    except (UserError, KeyError, RuntimeError) as error:
+        reason = textwrap.shorten(str(error).removeprefix("params.yaml: "), 240).removesuffix("; correct it")
+        raise UserError(
+            f"{source}: not weights that this version reads ({reason}); get them again with `make model`, or make them "
+            "again with `dvc repro`"
+        ) from None
     # the layout in which convolutions of whole pictures are fastest, by a third for the one-pass restorer
     return part.to(memory_format=torch.channels_last).eval()
 
