@@ -264,6 +264,7 @@ class ContextCodec(LearnedCodec):
         loop: channels of the loop filter at half the resolution.
     """
 
+    reach = 5  # 32 + 16 + 8 pixels by g_s, and 22 by the loop filter behind it
     first_scale, tables = FIRST_SCALE, 89
     heads: Any  # of each group and pass
     near: Any  # of each group: what each pass before its last adds to the features of later ones

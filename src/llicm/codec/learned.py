@@ -26,6 +26,7 @@ from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.limits import as_pictures, check_size, is_grey
+from llicm.strips import by_strips
 from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
 
@@ -116,6 +117,7 @@ class LearnedCodec(nn.Module):
     """
 
     stride = STRIDE
+    reach: int  # of the synthesis, in blocks: how far from a block its pixels depend on the latent
     first_scale: int  # of the tables of y, log2 in 1/64 octave: what is likelier to be zero is not coded
     tables: int  # their number
     h_a: Any
@@ -255,8 +257,12 @@ class LearnedCodec(nn.Module):
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
         at = torch.tensor([level])
         gain, _ = self.gains(at)
-        pad = (0, -width % STRIDE, 0, -height % STRIDE)
-        y = self._analyse(F.pad(x[None], pad, mode="replicate"), at, gain)
+
+        def analyse(rows: Tensor) -> Tensor:
+            pad = (0, -width % STRIDE, 0, -rows.shape[2] % STRIDE)
+            return self._analyse(F.pad(rows, pad, mode="replicate"), at, gain)
+
+        y = by_strips(analyse, [x[None]], [STRIDE], 1, STRIDE * width)
         z = self.h_a(squash(y))
         if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
             raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
@@ -281,11 +287,17 @@ class LearnedCodec(nn.Module):
             raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
         at = torch.tensor([stream.level])
         _, inverse = self.gains(at)
-        y_hat = self._steps(self._read(stream)[3])[None]
-        x_hat = self._synthesise(y_hat * inverse, at)[0, :, : stream.height, : stream.width].clamp(0, 1)
-        if not torch.isfinite(x_hat).all():
-            raise BitstreamError("the file does not decode to finite pixels: it was made by an incompatible encoder")
-        return x_hat.mean(0, keepdim=True).repeat(3, 1, 1) if stream.grey else x_hat, stream.level
+        values, side = self._read(stream)[3], BlockDCT.STRIDE
+
+        def synthesise(values: Tensor) -> Tensor:
+            x_hat = self._synthesise(self._steps(values) * inverse, at)[..., : stream.width].clamp(0, 1)
+            if not bool(torch.isfinite(x_hat).all()):
+                raise BitstreamError("the file does not decode to finite pixels: its encoder was an incompatible one")
+            return x_hat.mean(1, keepdim=True).expand_as(x_hat) if stream.grey else x_hat
+
+        x_hat = torch.empty(1, 3, stream.height, stream.width)
+        by_strips(synthesise, [values[None]], [1], self.reach, side * stream.width, into=x_hat)
+        return x_hat[0], stream.level
 
     def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
         """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w), and a check.

@@ -43,6 +43,7 @@ class MeanScaleHyperprior(LearnedCodec):
 
     # From a standard deviation of 1/8 of a quantiser step on: there a symbol is zero but for one in 16,000.
     first_scale, tables = -3 * OCTAVE, 81
+    reach = 4  # 32 + 16 + 12 pixels by g_s
 
     def __init__(self, N: int, M: int, lambdas: list[float]):
         super().__init__("mean-scale", N, M, lambdas)
