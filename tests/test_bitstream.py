@@ -33,7 +33,7 @@ def test_round_trip_and_overhead():
 def test_the_layout_is_the_documented_one():
     """As docs/bitstream.md has it, written out with other means than the implementation's."""
     data = pack(STREAM)
-    assert data[:4] == b"LLIC" and data[4] == 2 and data[5] == 0 and data[6:10] == b"abcd"
+    assert data[:4] == b"LLIC" and data[4] == 3 and data[5] == 0 and data[6:10] == b"abcd"
     assert int.from_bytes(data[10:12]) == 64 and int.from_bytes(data[12:14]) == 48
     assert int.from_bytes(data[14:16]) == 1.25 * 4096 and int.from_bytes(data[16:20]) == len(STREAM.payload)
     assert data[20:-4] == STREAM.payload and int.from_bytes(data[-4:]) == zlib.crc32(data[:-4])
@@ -71,8 +71,8 @@ def test_other_model_is_named():
 
 
 def test_other_version_is_named_beside_the_own():
-    with pytest.raises(BitstreamError, match="version 1, but this decoder reads version 2"):
-        unpack(forged(version=1))
+    with pytest.raises(BitstreamError, match="version 2, but this decoder reads version 3"):
+        unpack(forged(version=2))
     with pytest.raises(BitstreamError, match="flags 0x40"):
         unpack(forged(flags=0x40))
 

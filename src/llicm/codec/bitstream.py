@@ -17,7 +17,7 @@ from llicm.limits import check_size
 __all__ = ["Bitstream", "GREY", "OVERHEAD_BYTES", "VERSION", "frame", "pack", "quantize_level", "unpack"]
 
 MAGIC = b"LLIC"
-VERSION = 2
+VERSION = 3
 GREY = 1  # the only flag
 _HEADER = struct.Struct(">4sBB4sHHHI")  # magic, version, flags, model, width, height, level, length of the payload
 _CHECKSUM = struct.Struct(">I")

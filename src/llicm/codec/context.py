@@ -29,9 +29,10 @@ Minnen, "Integer networks for data compression with latent-variable models", ICL
 "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015 (the form of the loop filter).
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llicm.codec.bitstream import LEVEL_UNIT
-from llicm.codec.entropy import Decoder, Encoder
+from llicm.codec.entropy import Decoder
 from llicm.codec.learned import (
     HYPER_LIMIT,
     OCTAVE,
@@ -48,6 +49,7 @@ from llicm.codec.learned import (
     HyperSynthesis,
     LearnedCodec,
     Transform,
+    bands,
     hyper_analysis,
     zeroed,
 )
@@ -119,6 +121,20 @@ def places(passes: int, height: int, width: int) -> tuple[Tensor, ...]:
     if passes == 3:
         return even, odd, rest
     return lattices(4, (0, 0)), lattices(4, (2, 2)), lattices(4, (0, 2), (2, 0)), odd, rest
+
+
+def in_order(group: int, height: int, width: int) -> Iterator[tuple[int, Tensor]]:
+    """The passes of a group, and the blocks of each as `places` has them: the first of all in bands."""
+    for p, at in enumerate(places(PASSES[group], height, width)):
+        if group == p == 0:
+            ends = [4 * stop * width for _, stop in bands(height // 4, width // 4)[:-1]]
+            yield from ((0, part) for part in at.tensor_split(torch.searchsorted(at, torch.tensor(ends))))
+        else:
+            yield p, at
+
+
+class _Enough(Exception):
+    """Of a copy of the decoder: the first band was read."""
 
 
 class _Swish(torch.autograd.Function):
@@ -333,7 +349,7 @@ class ContextCodec(LearnedCodec):
         with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
             z_likelihoods = self.eb_z(z)
         place = (_PLACE * self.relative_level(level)).round()
-        context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place)
+        context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place, z.shape[2])
         y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context)
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
@@ -415,21 +431,38 @@ class ContextCodec(LearnedCodec):
         return self._walk(z_hat, level, choose)[:2]
 
     def _decode(self, decoder: Decoder, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
-        return self._walk(z_hat, level, lambda part, at, indexes, means: self._fetch(decoder, indexes))
+        band = bands(*z_hat.shape[2:])[0][1]
+        several = band < z_hat.shape[2]
+
+        def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
+            residual = self._fetch(decoder, indexes)
+            if several and part.start == at[0] == 0:
+                decoder.check()
+            return residual
+
+        if several:  # what was not made for this image ends here, before anything as large as it is laid out
+            trial = decoder.copy()
+
+            def try_one(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
+                self._fetch(trial, indexes)
+                trial.check()
+                raise _Enough
+
+            with contextlib.suppress(_Enough):
+                self._walk(z_hat, level, try_one, band)
+        return self._walk(z_hat, level, choose)
 
     def _steps(self, values: Tensor) -> Tensor:
         return (values.double() / (1 << _VALUE)).float()
 
-    def _write(self, encoder: Encoder, indexes: Tensor, residual: Tensor) -> None:
-        """Pass by pass, as `_walk` fetches them."""
-        table, symbol = indexes.flatten(1), residual.flatten(1)
+    def _pieces(self, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
         for k, part in enumerate(self._slices):
-            for at in places(PASSES[k], *indexes.shape[1:]):
-                super()._write(encoder, table[part][:, at], symbol[part][:, at])
+            for _, at in in_order(k, height, width):
+                yield part, at
 
     @torch.no_grad()
     def _walk(
-        self, z_hat: Tensor, level: float, choose: Callable[[slice, Tensor, Tensor, Tensor], Tensor]
+        self, z_hat: Tensor, level: float, choose: Callable[[slice, Tensor, Tensor, Tensor], Tensor], rows: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Go through all passes as encoder and decoder do, with integers alone.
 
@@ -438,19 +471,21 @@ class ContextCodec(LearnedCodec):
             choose: gives the residuals of a pass, int64 (channels, blocks); it is told which channels and which blocks
                 (indices into the rows of the grid), for each symbol its table (uint8, 0: not coded, residual 0) and its
                 mean in 1/64 quantiser step (int64).
+            rows: take the picture as ending behind these rows of z; 0 for all. (The first pass does not see it end.)
 
         Returns:
-            Tables (uint8), residuals and values in 1/64 quantiser step (int64), each (M, 4 h, 4 w).
+            Tables (uint8), residuals and values in 1/64 quantiser step (int32), each (M, 4 h, 4 w).
         """
         offset, place = self._offsets(level)
         with torch.autocast("cpu", enabled=False):
-            context = self._start(z_hat, torch.tensor([float(place)]))[0].flatten(1).T.contiguous()
-            grid = tuple(4 * side for side in z_hat.shape[-2:])
+            rows = rows or z_hat.shape[2]
+            context = self._start(z_hat, torch.tensor([float(place)]), rows)[0].flatten(1).T.contiguous()
+            grid = (4 * rows, 4 * z_hat.shape[3])
             tables = torch.zeros(len(offset), grid[0] * grid[1], dtype=torch.uint8)
-            residuals, values = (torch.zeros(tables.shape, dtype=torch.int64) for _ in range(2))
+            residuals, values = (torch.zeros(tables.shape, dtype=torch.int32) for _ in range(2))
             for k, part in enumerate(self._slices):
                 known = _Known(offset[part], grid)
-                for p, at in enumerate(places(PASSES[k], *grid)):
+                for p, at in in_order(k, *grid):
                     features = context[at]
                     if p:
                         features = features + self._at(self.near[k][p - 1], known, at)
@@ -465,7 +500,7 @@ class ContextCodec(LearnedCodec):
                     value = (residual << _VALUE) + mean
                     known.add(at, value)
                     for whole, found in ((tables, index), (residuals, residual), (values, value)):
-                        whole[part].index_copy_(1, at, found)
+                        whole[part].index_copy_(1, at, found.to(whole.dtype))
                 if k + 1 < len(self.groups):
                     context += self._at(self.after[k], known, torch.arange(len(context)))
         tables, residuals, values = (whole.unflatten(1, grid) for whole in (tables, residuals, values))
@@ -478,10 +513,10 @@ class ContextCodec(LearnedCodec):
         range_ = max(self.levels - 1, 1) * LEVEL_UNIT
         return self._offset(level), (position * _PLACE + range_ // 2) // range_
 
-    def _start(self, z_hat: Tensor, place: Tensor) -> Tensor:
-        """Features (N, C, 4 h, 4 w) before y, from symbols of z (N, channels, h, w) and levels (N,) in 1/256."""
+    def _start(self, z_hat: Tensor, place: Tensor, rows: int) -> Tensor:
+        """Features (N, C, 4 rows, 4 w) before y, from symbols of z (N, channels, h, w) and levels (N,) in 1/256."""
         level = torch.stack([place, (place.square() / _PLACE).floor()], 1)[..., None, None]
-        return _fixed(self.h_s(z_hat)) + _fixed(self.film(level))
+        return _fixed(self.h_s.rows(z_hat, 0, rows)) + _fixed(self.film(level))
 
     def _integers(self, layer: Any) -> tuple[Tensor, ...]:
         """A layer's integers, weights laid out (taps and inputs, outputs) as `_Known.around` lays out its rows."""

@@ -10,6 +10,7 @@ Source: Duda et al., "The use of asymmetric numeral systems as an accurate repla
 constriction: Bamler, "Understanding entropy coding with asymmetric numeral systems (ANS)", 2022.
 """
 
+import copy
 import zlib
 from collections.abc import Sequence
 
@@ -117,6 +118,12 @@ class Decoder:
             raise BitstreamError("damaged payload: no encoder writes a zero at its end")
         self._coder = _ANS(np.frombuffer(payload + bytes(-len(payload) % 4), "<u4").astype(np.uint32))
         self._sum = zlib.crc32(frame)
+
+    def copy(self) -> "Decoder":
+        """One that goes on from here by itself."""
+        other = copy.copy(self)
+        other._coder = self._coder.clone()
+        return other
 
     def symbols(self, tables: Tables, indexes: np.ndarray) -> np.ndarray:
         """Symbols (n,) int32 under the tables of these indexes (n,).

@@ -12,7 +12,7 @@ levels); Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -30,9 +30,13 @@ from llicm.strips import by_strips
 from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
 
-__all__ = ["HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Transform", "hyper_analysis", "zeroed"]
+__all__ = [
+    "HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Transform", "bands",
+    "hyper_analysis", "zeroed",
+]  # fmt: skip
 
 STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
+BAND = 1 << 20  # pixels that a decoder reads between two checks before it lays out a whole picture
 HYPER_LIMIT = 127  # of the hyper-latent's symbols: h_s takes 8-bit integers
 
 # Scales of the latent are whole numbers of 1/64 octave; tables stand at every eighth.
@@ -88,10 +92,16 @@ class HyperSynthesis(nn.Sequential):
         super().__init__(first, nn.PixelShuffle(2), second, nn.PixelShuffle(2), third, last)
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.rows(z, 0, z.shape[2])
+
+    def rows(self, z: Tensor, start: int, stop: int) -> Tensor:
+        """What belongs to these rows of z."""
         first, shuffle, second, _, third, last = self
-        x = activate(shuffle(first(z)))
-        x = activate(shuffle(second(x)))
-        return last(activate(third(x)))
+        above = min(start, 2)  # each convolution sees one row more, at 1, 2 and 4 times the resolution
+        x = activate(shuffle(first(z[:, :, start - above : stop + 2])))
+        skip = max(4 * above - 1, 0)
+        x = activate(shuffle(second(x)))[:, :, skip : 4 * (above + stop - start) + 1]
+        return last(activate(third(x))[:, :, 4 * above - skip :][:, :, : 4 * (stop - start)])
 
 
 def hyper_analysis(N: int, M: int) -> nn.Sequential:
@@ -300,7 +310,7 @@ class LearnedCodec(nn.Module):
         return x_hat[0], stream.level
 
     def code(self, z_hat: Tensor, indexes: Tensor, residual: Tensor, frame: bytes) -> bytes:
-        """The payload: z (C, h, w) by channel, a check, then y's residuals (M, 4 h, 4 w), and a check.
+        """The payload: z (C, h, w) by channel, a check, y's residuals (M, 4 h, 4 w), a check; see `_write` for another.
 
         Args:
             indexes: for each symbol of y its table, 0 if it is not coded. frame: see `llicm.codec.bitstream.frame`.
@@ -316,14 +326,27 @@ class LearnedCodec(nn.Module):
         encoder.check()
         return encoder.finish()
 
+    def _pieces(self, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """In which order y is coded, of so many rows and columns of blocks: channels, and blocks (indices into the
+        rows, one after the other). The first piece is the first of `bands`."""
+        raise NotImplementedError
+
     def _write(self, encoder: Encoder, indexes: Tensor, residual: Tensor) -> None:
+        """Code residuals of y piece by piece, with a check behind the first band if there are several."""
+        several = len(bands(indexes.shape[1] // 4, indexes.shape[2] // 4)) > 1
+        for number, (part, at) in enumerate(self._pieces(*indexes.shape[1:])):
+            self._put(encoder, indexes[part].flatten(1)[:, at], residual[part].flatten(1)[:, at])
+            if several and number == 0:
+                encoder.check()
+
+    def _put(self, encoder: Encoder, indexes: Tensor, residual: Tensor) -> None:
         """Code residuals by their tables, but for those of table 0."""
         flat = indexes.flatten().numpy()
         coded = np.flatnonzero(flat)
         encoder.symbols(self._tables()[1], flat[coded], residual.flatten().numpy()[coded].astype(np.int64))
 
     def _fetch(self, decoder: Decoder, indexes: Tensor) -> Tensor:
-        """Residuals (int64, like the tables `indexes`) that `_write` coded."""
+        """Residuals (int64, like the tables `indexes`) that `_put` coded."""
         flat = indexes.flatten().numpy()
         coded = np.flatnonzero(flat)
         residual = np.zeros(len(flat), np.int64)
@@ -395,6 +418,12 @@ class LearnedCodec(nn.Module):
         raise NotImplementedError
 
 
+def bands(height: int, width: int) -> list[tuple[int, int]]:
+    """Where bands of a hyper-latent of so many rows and columns begin and end, in rows."""
+    rows = max(BAND // (STRIDE**2 * width), 1)
+    return [(start, min(start + rows, height)) for start in range(0, height, rows)]
+
+
 def interpolate(table: Tensor, level: Tensor) -> Tensor:
     """Rows of `table` (L, C) at continuous positions `level` (N,), linearly interpolated."""
     level = level.clamp(0, table.shape[0] - 1)
@@ -406,4 +435,4 @@ def interpolate(table: Tensor, level: Tensor) -> Tensor:
 
 def channels(shape: torch.Size) -> np.ndarray:
     """The channel of each element of a flattened (C, h, w)."""
-    return np.repeat(np.arange(shape[0]), shape[1] * shape[2])
+    return np.repeat(np.arange(shape[0], dtype=np.int16), shape[1] * shape[2])

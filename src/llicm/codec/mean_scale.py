@@ -20,6 +20,7 @@ its context part).
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from llicm.codec.entropy import Decoder
-from llicm.codec.learned import HYPER_LIMIT, OCTAVE, HyperSynthesis, LearnedCodec, hyper_analysis, zeroed
+from llicm.codec.learned import HYPER_LIMIT, OCTAVE, HyperSynthesis, LearnedCodec, bands, hyper_analysis, zeroed
 from llicm.codec.priors import FactorisedPrior, GaussianPrior
 from llicm.integer import quantize_ste
 from llicm.limits import as_pictures
@@ -84,18 +85,34 @@ class MeanScaleHyperprior(LearnedCodec):
         return np.append(np.diff(edges), 2 * edges[0])
 
     def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
-        indexes, means = self._indexes_and_means(z_hat, level, gain)
-        return indexes[0], torch.where(indexes > 0, (y - means).round(), 0.0)[0]
+        tables, residuals = torch.empty(y.shape[1:], dtype=torch.uint8), torch.empty(y.shape[1:])
+        for rows, indexes, means in self._indexes_and_means(z_hat, level, gain):
+            tables[:, rows] = indexes
+            residuals[:, rows] = torch.where(indexes > 0, (y[0, :, rows] - means).round(), 0.0)
+        return tables, residuals
 
     def _decode(self, decoder: Decoder, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
-        indexes, means = self._indexes_and_means(z_hat, level, self.gains(torch.tensor([level]))[0])
-        residual = self._fetch(decoder, indexes[0]).float()
-        return indexes[0], residual, residual + means[0]
+        tables, residuals, values = [], [], []
+        gain, _ = self.gains(torch.tensor([level]))
+        for rows, indexes, means in self._indexes_and_means(z_hat, level, gain):
+            residual = self._fetch(decoder, indexes).float()
+            if rows.start == 0 and rows.stop < 4 * z_hat.shape[2]:
+                decoder.check()
+            for whole, found in ((tables, indexes), (residuals, residual), (values, residual + means)):
+                whole.append(found)
+        return torch.cat(tables, 1), torch.cat(residuals, 1), torch.cat(values, 1)
 
-    def _indexes_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """For each symbol of y its table (uint8, 0: not coded), by integers alone, and its mean in quantiser steps."""
-        log_scale, mean = self.h_s(z_hat).chunk(2, 1)
-        return self._index(log_scale, self._offset(level).int()[:, None, None]), gain * self.unit * mean
+    def _pieces(self, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+        for start, stop in bands(height // 4, width // 4):
+            yield slice(None), torch.arange(4 * start * width, 4 * stop * width)
+
+    def _indexes_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Band by band: rows of y; for each symbol its table (uint8, 0: not coded), by integers alone, and its mean in
+        quantiser steps."""
+        offset, unit = self._offset(level).int()[:, None, None], (gain * self.unit)[0]
+        for start, stop in bands(*z_hat.shape[2:]):
+            log_scale, mean = self.h_s.rows(z_hat, start, stop)[0].chunk(2)
+            yield slice(4 * start, 4 * stop), self._index(log_scale, offset), unit * mean
 
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
         return self.dct.inverse(y) + self.g_s(y / self.unit, self.relative_level(level)).float() + 0.5
