@@ -13,6 +13,7 @@ from llicm.degradations import (
     LEVELS,
     _sensor_noise,
     degrade,
+    degrade_at_once,
     haze_model,
     linear_to_srgb,
     motion_kernel,
@@ -119,7 +120,8 @@ def test_linear_light_conversion_is_exact():
 
 @pytest.mark.parametrize("linear", [0.04, 0.25, 0.7])
 def test_sensor_noise_has_the_stated_variance(linear):
-    noise = _sensor_noise(torch.full((3, 200, 200), linear), 0.08, 0.02, seeded()) - linear
+    shot, read = torch.tensor([[0.08], [0.02]], dtype=torch.float64)
+    noise = _sensor_noise(torch.full((1, 3, 200, 200), linear), shot, read, seeded()) - linear
     assert abs(float(noise.mean())) < 2e-3
     assert float(noise.var()) == pytest.approx(0.08**2 * linear + 0.02**2, rel=0.03)
 
@@ -239,3 +241,57 @@ def test_wrong_calls():
         degrade("noisy", scene(), 1.2, seeded())
     with pytest.raises(ValueError, match="N, 3, H, W"):
         degrade("noisy", scene()[0], 0.5, seeded())
+
+
+# --- at once: batches, on any device ---
+
+
+def described(images):
+    """(n, 6) numbers that tell severities and kinds of damage apart: level, spread at two scales, noise in two bands of
+    the spectrum, and colour."""
+    grey = images.mean(1)
+    coarse = torch.nn.functional.avg_pool2d(grey, 4)
+    power = torch.fft.rfft2(grey - grey.mean((1, 2), keepdim=True)).abs().square()
+    bands = power[:, 16:48, 16:], power[:, 4:16, 4:16]  # of 32 frequencies up to Nyquist's
+    spread = grey.std((1, 2)), coarse.std((1, 2)), images.std(1).mean((1, 2))
+    return torch.stack((grey.mean((1, 2)), *spread, *(band.mean((1, 2)).log() for band in bands)), 1)
+
+
+def distance(first, second):
+    """Kolmogorov's and Smirnov's of two samples (n, numbers): of each number the largest between the distributions."""
+    places = torch.cat((first, second)).T.contiguous()
+    ordered = [x.T.sort().values.contiguous() for x in (first, second)]
+    shares = [torch.searchsorted(x, places, right=True) / x.shape[1] for x in ordered]
+    return (shares[0] - shares[1]).abs().amax(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", WORDS)
+def test_at_once_has_the_distribution_of_in_turn(word):
+    # Mild and severe ones alternate in the batch: each must be what it is in turn, and would not be it a quarter off.
+    count = 240
+    images = scene(64, 64).expand(2 * count, -1, -1, -1)
+    at_once = degrade_at_once(word, images, torch.tensor([0.3, 0.7]).repeat(count), seeded(1))
+    assert at_once.shape == images.shape and at_once.min() >= 0 and at_once.max() <= 1
+    in_turn = {s: described(degrade(word, images[:count], s, seeded(2))) for s in (0.3, 0.45, 0.55, 0.7)}
+    for first, (right, wrong) in enumerate(((0.3, 0.55), (0.7, 0.45))):
+        found = described(at_once[first::2])
+        assert distance(found, in_turn[right]).max() < 0.2 < 0.3 < distance(found, in_turn[wrong]).max()
+
+
+class NoGenerator:
+    """In place of a generator of the device "meta", which has none."""
+
+    def __init__(self, device):
+        assert device.type == "meta"
+
+    def manual_seed(self, seed):
+        return None
+
+
+@pytest.mark.parametrize("word", [word for word in WORDS if word != "jpeg-compressed"])
+def test_at_once_works_where_the_images_are_and_never_waits(word, monkeypatch):
+    # On "meta" a value that is looked at, or one that has stayed on the processor, is an error.
+    monkeypatch.setattr("llicm.degradations.Generator", NoGenerator)
+    out = degrade_at_once(word, torch.rand(3, 3, 40, 50, device="meta"), torch.tensor([0.1, 0.5, 0.9]), seeded())
+    assert out.device.type == "meta" and out.shape == (3, 3, 40, 50)

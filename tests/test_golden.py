@@ -5,6 +5,7 @@ tests/golden.json was recorded with that code, not with this one. On the same ki
 another the order of sums differs, so the last bits do.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from small import ROOT, start, study
 
 from llicm.codec.conventional import CONVENTIONAL
 from llicm.data.corpus import load_photos
+from llicm.data.pairs import Pair
+from llicm.data.stream import PairStream
+from llicm.degradations import CLEAN, IN_ORDER
 from llicm.framework import LLICM
 from llicm.objectives import Objective
 from llicm.registry import CODECS, RESTORERS
@@ -144,3 +148,33 @@ def test_gradients_of_one_batch(restorer, one_thread):
         compare([norm], [recorded[kind]["norm"]], kind)
         for name, entries in recorded[kind]["entries"].items():
             compare(gradients[name].flatten()[:3].tolist(), entries, f"{kind} {name}", least=1e-6 * norm)
+
+
+def batches() -> dict[str, list]:
+    """Batches of the stream: of each the bytes' hash, and the mean of its degraded crops as float.hex."""
+    photos = list(load_photos(ROOT / "data").train.values())
+    small = photos[0][:, :40, :30]
+    pairs = {"rainy": [Pair("p", photos[1], photos[1] * 0.5), Pair("q", small, small * 0.25)]}
+    streams = {
+        "study": ([*photos, small], IN_ORDER[1:8], 128, 12, 0, 0.35, (0.2, 0.8), 3, 2, None, 0.1),
+        "all": ([*photos, small], [*IN_ORDER, CLEAN], 65, 11, 1, 0.2, (0.0, 1.0), 2, 3, pairs, 0.5),
+    }
+    found = {}
+    for name, arguments in streams.items():
+        made = [PairStream(*arguments).batch(step) for step in (0, 1, 5, 1000)]
+        hashes = [
+            hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in batch)).hexdigest() for batch in made
+        ]
+        found[name] = [
+            [code[:16], batch.degraded.mean().item().hex()] for code, batch in zip(hashes, made, strict=True)
+        ]
+    return found
+
+
+def test_batches_of_the_stream(one_thread):
+    found = batches()
+    for name, recorded in GOLDEN["batches"].items():
+        if machine() == GOLDEN["machine"]:
+            assert [code for code, _ in found[name]] == [code for code, _ in recorded], name
+        means = [float.fromhex(mean) for _, mean in found[name]]
+        compare(means, [mean for _, mean in recorded], name)

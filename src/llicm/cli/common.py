@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 def _tasks() -> tuple[str, ...]:
     """The words of `llicm.degradations.DEGRADATIONS`, in their order, from its source: importing it loads torch."""
     nodes = ast.parse(files("llicm").joinpath("degradations.py").read_text(encoding="utf-8")).body
-    tables = [n.value for n in nodes if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "_SINGLE"]
+    tables = [n.value for n in nodes if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "_AT_ONCE"]
     if tables and isinstance(tables[0], ast.Dict):
         return tuple(ast.literal_eval(key) for key in tables[0].keys if key)
     from llicm.degradations import DEGRADATIONS  # the source has another form: slow, but right
