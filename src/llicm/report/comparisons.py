@@ -65,19 +65,25 @@ def restoration(records: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def candidates(
+    table: pd.DataFrame, methods: Iterable[Method], test: str, task: str, metric: str = "psnr"
+) -> pd.DataFrame:
+    """Rows of `bd_table` that compare `test` with a baseline whose rates meet its own."""
+    rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
+    return rows[rows["bd_quality"].notna() & rows["anchor"].isin(baselines(methods))]
+
+
 def strongest(table: pd.DataFrame, methods: Iterable[Method], test: str, task: str, metric: str = "psnr") -> str:
     """The baseline against which `test` gains least: the smallest BD-quality over the shared rates.
 
     The rule was fixed before the results: BD-quality and not BD-rate decides, because it exists for curves that fall
     with the rate too, and PSNR decides for all metrics, so that each is not compared with the rival that suits it.
-    `table` is made by `llicm.benchmark.bdrate.bd_table`; baselines whose rates do not meet those of `test` are not
-    candidates.
+    `table` is made by `llicm.benchmark.bdrate.bd_table`.
 
     Raises:
         UserError: there is no candidate.
     """
-    rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
-    rows = rows[rows["bd_quality"].notna() & rows["anchor"].isin(baselines(methods))]
+    rows = candidates(table, methods, test, task, metric)
     if not len(rows):
         raise UserError(
             f"No baseline shares a range of rates with {test} on {task}: choose other levels in params.yaml."

@@ -68,8 +68,8 @@ class Study:
 
     @cached_property
     def compared(self) -> list[Method]:
-        """Forms of LL-ICM and their rivals."""
-        return of_role(self.methods, "test", "baseline")
+        """Forms of LL-ICM and their rivals; if none was measured all that have a codec."""
+        return of_role(self.methods, "test", "baseline") or [m for m in self.methods if m.role != "reference"]
 
     @cached_property
     def direct(self) -> list[Method]:
@@ -79,7 +79,7 @@ class Study:
     @cached_property
     def measured(self) -> pd.DataFrame:
         """Records of what is compared, and of the uncompressed references, on all sets of pairs."""
-        names = [method.name for method in of_role(self.methods, "test", "baseline", "reference")]
+        names = [method.name for method in (*self.compared, *of_role(self.methods, "reference"))]
         return self.every[self.every["method"].isin(names)]
 
     @cached_property
@@ -89,8 +89,10 @@ class Study:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Metrics of the tasks, PSNR and MS-SSIM first."""
-        return sorted(metrics_of(self.records), key=lambda name: (name != "psnr", name != "ms_ssim"))
+        """Metrics of the tasks that all that is compared was measured by, PSNR and MS-SSIM first."""
+        compared, by = {method.name for method in self.compared}, self.records.groupby("metric")["method"]
+        common = [name for name in metrics_of(self.records) if compared <= set(by.get_group(name))]
+        return sorted(common, key=lambda name: (name != "psnr", name != "ms_ssim"))
 
     def having(self, methods: Sequence[Method], probe: str) -> list[Method]:
         """Those of `methods` with a value of the probe."""
@@ -149,7 +151,7 @@ def compare(study: Study) -> pd.DataFrame:
         study.records, study.metrics, study.compared, study.tasks, study.tables, study.test,
         study.parameters.figures.comparisons,
     )  # fmt: skip
-    if study.test in set(table["test"]):
+    if ((table["test"] == study.test) & (table["metric"] == "psnr")).any():
         study.save(figures.bd_heatmap(table, "psnr", study.test, study.tasks), "bd_rate_psnr.png")
         study.save(figures.bd_heatmap(table, "psnr", study.test, study.tasks, "quality"), "bd_psnr.png")
     return table
@@ -279,9 +281,11 @@ def pictures(study: Study, table: pd.DataFrame) -> Path:
     return study.save(picture_rows(rows), "figure_6_pictures.jpg")
 
 
-def elsewhere(study: Study) -> pd.DataFrame:
-    """All that follows from records alone, for a benchmark on other photos: records, curves and comparisons."""
+def elsewhere(study: Study) -> None:
+    """All that follows from records alone, for a benchmark on other photos: records, curves and comparisons, as far as
+    what was measured has them."""
     for name in ("records.parquet", "records.csv.gz"):
         write_records(study.every, study.out / name)
-    curves(study)
-    return compare(study)
+    if study.compared:
+        curves(study)
+        compare(study)

@@ -15,8 +15,8 @@ from llicm.files import write_atomically
 from llicm.methods import Method
 from llicm.report.comparisons import (
     STRONGEST,
-    baselines,
     bd_rows,
+    candidates,
     disagreements,
     headline,
     headline_tests,
@@ -36,8 +36,8 @@ def write_comparisons(
     """Write all tables that follow from records alone; returns that of BD-rates, with the intervals of LL-ICM's.
 
     ``bd_rate.csv.gz``, ``bd_rate.md``, ``interpolations.csv.gz``, ``non_monotone.csv.gz``, ``non_monotone.md``, and if
-    there is a baseline ``headline.csv``, ``.md`` and ``.tex`` (of another form of LL-ICM that is compared with the
-    strongest baseline, ``headline_<form>``), ``disagreements.csv`` and ``.md``.
+    every task has a baseline to compare with in PSNR ``headline.csv``, ``.md`` and ``.tex`` (of another form of LL-ICM
+    that is compared with the strongest baseline, ``headline_<form>``), ``disagreements.csv`` and ``.md``.
 
     Args:
         records, metrics, tasks: what is compared. methods: those of the roles test and baseline are.
@@ -47,7 +47,10 @@ def write_comparisons(
     names = [method.name for method in methods]
     tests = [name for name in dict.fromkeys([test, *(pair[0] for pair in comparisons.values())]) if name in names]
     table = bd_table(records, metrics, tests, names, tasks)
-    forms = headline_tests(methods, test, comparisons) if baselines(methods) else []
+    forms = [
+        form for form in headline_tests(methods, test, comparisons)
+        if all(len(candidates(table, methods, form, task)) for task in tasks)
+    ]  # fmt: skip
     if forms:
         ends = pd.concat([bd_intervals(records, metrics, form, names, tasks) for form in forms])
         ends = ends.drop(columns=["bd_rate", "bd_quality"])
