@@ -17,9 +17,9 @@ Transforms and hyper-latent are those of `mean-scale` (`llicm.codec.learned`). N
 
 Which table codes a symbol now depends on symbols decoded before. So all of the context is integers, the same on every
 machine: decoded values and their means are whole numbers of 1/64 quantiser step; a coefficient in units of its usual
-spread is one product with a 15-bit integer and a shift; what the networks see is looked up in a table; the networks
-are `IntegerConv`, and linear prediction is a sum of integers below 2^53 in float64. Encoder and decoder go through the
-same function, `ContextCodec._walk`.
+spread is one product with a 15-bit integer, divided by a power of two; what the networks see is looked up in a table;
+the networks are `IntegerConv`, and linear prediction is a sum of integers. Floats hold them, as long as they are exact:
+up to 2^24 in float32, 2^53 in float64. Encoder and decoder go through the same function, `ContextCodec._walk`.
 
 Training takes the same steps in floats, rounded straight-through, for all blocks of a batch at once.
 
@@ -31,6 +31,7 @@ Minnen, "Integer networks for data compression with latent-variable models", ICL
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ from llicm.codec.learned import (
     zeroed,
 )
 from llicm.codec.priors import FactorisedPrior
-from llicm.integer import ACTIVATION_UNIT, IntegerConv, quantize_ste
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, products, quantize_ste
 from llicm.limits import as_pictures
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
@@ -79,6 +80,7 @@ _SIGHT, _SIGHT_LIMIT = 8, 1 << 17  # of decoded values in units of the spread; l
 _WEIGHT, _WEIGHT_LIMIT = 12, 1 << 15  # of weights of linear prediction; limited to ±8
 _MANTISSA = 14
 SEEN_UNIT, SEEN_LIMIT = 16, 127  # what networks see of decoded values: squashed, in 1/16
+_SEEN_LAST = 8191  # 1/256 of the spread, from where it does not change
 _FEATURE_UNIT, _FEATURE_LIMIT = 1024, 1 << 20  # up to 16 such numbers add up to at most 2^24, which float32 holds
 _PLACE = 256  # fixed-point steps of the relative level
 _ROWS = 1 << 14  # blocks whose neighbourhoods are laid out at a time, a bound on memory
@@ -137,6 +139,19 @@ class _Enough(Exception):
     """Of a copy of the decoder: the first band was read."""
 
 
+@functools.lru_cache(maxsize=64)
+def _taps(passes: int, number: int, kernel: int) -> Tensor:
+    """Of the kernel x kernel neighbours of a pass's blocks (in rows), those that passes before it decode."""
+    when = torch.empty(64, dtype=torch.int64)  # does each of 8x8 blocks; the pattern repeats after four
+    for p, at in enumerate(places(passes, 8, 8)):
+        when[at] = p
+    when, reach = when.view(8, 8), range(-(kernel // 2), kernel // 2 + 1)
+    ours = when == number if number < passes else when >= 0
+    shifts = list(itertools.product(reach, reach))
+    known = [bool((when.roll((-i, -j), (0, 1))[ours] < number).any()) for i, j in shifts]
+    return torch.tensor(known).nonzero()[:, 0]
+
+
 class _Swish(torch.autograd.Function):
     """Real values to integers -12 to 255 that count in 1/32: x · clamp(x + 3, 0, 6) / 6, exact on any machine.
 
@@ -147,9 +162,9 @@ class _Swish(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         whole = (x * ACTIVATION_UNIT).round_().clamp_(-96, 255)
-        # Whole numbers below 2^16 plus a half: the quotient is never closer to an integer than 1/384, so that even a
-        # division that is not correctly rounded gives the same.
-        return (whole * (whole + 96).clamp_(max=192) + 96.5).div_(192).floor_()
+        # Whole numbers below 2^16 plus a half: the quotient is never closer to an integer than 1/384, so that a product
+        # with the rounded reciprocal gives the same.
+        return (whole + 96).clamp_(max=192).mul_(whole).add_(96.5).mul_(1 / 192).floor_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -170,9 +185,9 @@ def _seen(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _seen_table() -> Tensor:
-    """The same for |x| in 1/256, 0 to 8191, by integers: round(16 · 2x / sqrt(1 + 2x))."""
-    values = [min((math.isqrt(8 * t * t // (128 + t)) + 1) // 2, SEEN_LIMIT) for t in range(8192)]
-    return torch.tensor(values, dtype=torch.float32)
+    """The same for x in 1/256, -8191 to 8191, by integers: round(16 · 2x / sqrt(1 + 2|x|))."""
+    values = [min((math.isqrt(8 * t * t // (128 + t)) + 1) // 2, SEEN_LIMIT) for t in range(_SEEN_LAST + 1)]
+    return torch.tensor([-value for value in values[:0:-1]] + values, dtype=torch.float32)
 
 
 @functools.lru_cache(maxsize=1)
@@ -181,15 +196,19 @@ def _mantissas() -> Tensor:
     return torch.tensor([round(2 ** (i / OCTAVE + _MANTISSA)) for i in range(OCTAVE)])
 
 
-def _times_power(x: Tensor, exponent: Tensor, before: int, behind: int) -> Tensor:
-    """x · 2^(exponent / 64), rounded, for x (C, n) and exponent (C,), int64.
+def _power(exponent: Tensor, before: int, behind: int) -> Tensor:
+    """2^(exponent / 64), a 15-bit integer over a power of two, for `_times`: float64 like exponent, which is int64.
 
     Args:
-        before, behind: bits behind the point in x, and in the result.
+        before, behind: bits behind the point in what it will be multiplied with, and in the product.
     """
-    mantissa = _mantissas()[exponent % OCTAVE][:, None]
-    shift = before + _MANTISSA - behind - torch.div(exponent, OCTAVE, rounding_mode="floor")[:, None]
-    return (x * mantissa + (1 << (shift - 1))) >> shift
+    shift = before + _MANTISSA - behind - torch.div(exponent, OCTAVE, rounding_mode="floor")
+    return _mantissas()[exponent % OCTAVE].double() / (1 << shift).double()
+
+
+def _times(x: Tensor, power: Tensor) -> Tensor:
+    """x · power, rounded, for whole x up to 2^30 in float64: they have less than 53 bits."""
+    return (x * power).add_(0.5).floor_()
 
 
 class _Head(nn.Module):
@@ -419,14 +438,14 @@ class ContextCodec(LearnedCodec):
 
     def _forget(self) -> None:
         super()._forget()
-        self._whole: dict[nn.Module, tuple[Tensor, ...]] = {}
+        self._whole: dict[nn.Module, Sequence[Tensor]] = {}
 
     def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
-        rows = y[0].flatten(1)
+        rows = y[0].flatten(1).T.contiguous()
 
         def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:
-            residual = (rows[part][:, at] - means.float() / (1 << _VALUE)).round()
-            return torch.where(indexes > 0, residual, 0.0).long()
+            steps = rows[:, part].index_select(0, at).T
+            return (steps - means.float().div_(1 << _VALUE)).round_().mul_(indexes > 0)
 
         return self._walk(z_hat, level, choose)[:2]
 
@@ -453,7 +472,7 @@ class ContextCodec(LearnedCodec):
         return self._walk(z_hat, level, choose)
 
     def _steps(self, values: Tensor) -> Tensor:
-        return (values.double() / (1 << _VALUE)).float()
+        return values.float().div_(1 << _VALUE)
 
     def _pieces(self, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
         for k, part in enumerate(self._slices):
@@ -468,9 +487,9 @@ class ContextCodec(LearnedCodec):
 
         Args:
             z_hat: symbols of the hyper-latent (1, N, h, w).
-            choose: gives the residuals of a pass, int64 (channels, blocks); it is told which channels and which blocks
-                (indices into the rows of the grid), for each symbol its table (uint8, 0: not coded, residual 0) and its
-                mean in 1/64 quantiser step (int64).
+            choose: gives the residuals of a pass, whole numbers (channels, blocks); it is told which channels and which
+                blocks (indices into the rows of the grid), for each symbol its table (uint8, 0: not coded, residual 0)
+                and its mean in 1/64 quantiser step (whole, float64).
             rows: take the picture as ending behind these rows of z; 0 for all. (The first pass does not see it end.)
 
         Returns:
@@ -481,29 +500,35 @@ class ContextCodec(LearnedCodec):
             rows = rows or z_hat.shape[2]
             context = self._start(z_hat, torch.tensor([float(place)]), rows)[0].flatten(1).T.contiguous()
             grid = (4 * rows, 4 * z_hat.shape[3])
-            tables = torch.zeros(len(offset), grid[0] * grid[1], dtype=torch.uint8)
+            # one block a row
+            tables = torch.zeros(len(context), len(offset), dtype=torch.uint8)
             residuals, values = (torch.zeros(tables.shape, dtype=torch.int32) for _ in range(2))
+            to_steps = _power(offset, _MEAN, _VALUE)
             for k, part in enumerate(self._slices):
-                known = _Known(offset[part], grid)
+                known = _Known(offset[part], grid, k < PREDICTED)
                 for p, at in in_order(k, *grid):
-                    features = context[at]
+                    features = context.index_select(0, at)
                     if p:
-                        features = features + self._at(self.near[k][p - 1], known, at)
-                    log_scale, mean = self.heads[k][p](features).T.chunk(2)
+                        near = self.near[k][p - 1]
+                        taps = _taps(PASSES[k], p, near.kernel)
+                        features += self._at(near, known, at, taps)
+                    log_scale, mean = self._head(self.heads[k][p], features).chunk(2, 1)
+                    index = self._index(log_scale, offset[part])
                     # Multiples of a power of two until here, so products are exact and roundings the same everywhere.
-                    mean = (mean * (1 << _MEAN)).clamp(-_MEAN_LIMIT, _MEAN_LIMIT).round().long()
+                    mean = (mean.double() * (1 << _MEAN)).clamp_(-_MEAN_LIMIT, _MEAN_LIMIT).round_()
                     if p and k < PREDICTED:
-                        mean = mean + self._predict(self.linear[k][p - 1], known, at)
-                    mean = _times_power(mean.clamp(-_MEAN_LIMIT, _MEAN_LIMIT), offset[part], _MEAN, _VALUE)
-                    index = self._index(log_scale, offset[part][:, None])
-                    residual = choose(part, at, index, mean)
-                    value = (residual << _VALUE) + mean
+                        mean += self._predict(self.linear[k][p - 1], known, at, taps)
+                        mean.clamp_(-_MEAN_LIMIT, _MEAN_LIMIT)
+                    mean = _times(mean, to_steps[part])
+                    residual = choose(part, at, index.T, mean.T).T.contiguous()
+                    value = (residual.double() * (1 << _VALUE)).add_(mean)
                     known.add(at, value)
-                    for whole, found in ((tables, index), (residuals, residual), (values, value)):
-                        whole[part].index_copy_(1, at, found.to(whole.dtype))
+                    for whole, found in ((tables, index), (residuals, residual.int()), (values, value.int())):
+                        whole[:, part].index_copy_(0, at, found)
                 if k + 1 < len(self.groups):
-                    context += self._at(self.after[k], known, torch.arange(len(context)))
-        tables, residuals, values = (whole.unflatten(1, grid) for whole in (tables, residuals, values))
+                    everywhere = torch.arange(len(context))
+                    context += self._at(self.after[k], known, everywhere, _taps(PASSES[k], PASSES[k], 3))
+        tables, residuals, values = (whole.T.unflatten(1, grid) for whole in (tables, residuals, values))
         return tables, residuals, values
 
     def _offsets(self, level: float) -> tuple[Tensor, int]:
@@ -518,29 +543,37 @@ class ContextCodec(LearnedCodec):
         level = torch.stack([place, (place.square() / _PLACE).floor()], 1)[..., None, None]
         return _fixed(self.h_s.rows(z_hat, 0, rows)) + _fixed(self.film(level))
 
-    def _integers(self, layer: Any) -> tuple[Tensor, ...]:
-        """A layer's integers, weights laid out (taps and inputs, outputs) as `_Known.around` lays out its rows."""
+    def _integers(self, layer: Any, taps: Tensor | None = None) -> Sequence[Tensor]:
+        """A layer's integers: weights (outputs, taps · inputs) as `_Known.around` lays out its rows, biases, worths."""
         if layer not in self._whole:
             if isinstance(layer, _Prediction):
-                self._whole[layer] = (layer.integers().double().permute(2, 3, 1, 0).flatten(0, 2).contiguous(),)
+                found = [layer.integers().double().flatten(2)]
             else:
-                weight, bias, worth = layer.integers()
-                weight = weight.view(layer.weight.shape).permute(2, 3, 1, 0).flatten(0, 2).contiguous()
-                self._whole[layer] = weight, bias[:, 0], worth[:, 0]
+                weight, *others = layer.integers()
+                found = [weight.unflatten(1, (-1, layer.kernel**2)), *(value[:, 0] for value in others)]
+            if taps is not None:
+                found[0] = found[0][..., taps]
+            self._whole[layer] = [found[0].transpose(1, 2).flatten(1).contiguous(), *found[1:]]
         return self._whole[layer]
 
-    def _at(self, layer: Any, known: "_Known", at: Tensor) -> Tensor:
-        """Features (n, C) that decoded values add to the blocks `at` (n,)."""
-        weight, bias, worth = self._integers(layer)
-        parts = [known.around(known.seen, some, layer.kernel) @ weight for some in at.split(_ROWS)]
-        return _fixed((torch.cat(parts) + bias) * worth)
+    def _head(self, head: Any, features: Tensor) -> Tensor:
+        """The same as `head`."""
+        for layer in (head.hidden, head.last):
+            weight, bias, worth = self._integers(layer)
+            features = products(_Swish.apply(features), weight, bias).mul_(worth)
+        return features
 
-    def _predict(self, layer: Any, known: "_Known", at: Tensor) -> Tensor:
-        """Linear prediction (channels, n) of means in 2^-12 of the spread for the blocks `at` (n,)."""
-        (weight,) = self._integers(layer)
-        parts = [known.around(known.sight, some, layer.kernel) @ weight for some in at.split(_ROWS)]
-        shift = _SIGHT + _WEIGHT - _MEAN
-        return (torch.cat(parts).long().T + (1 << (shift - 1))) >> shift
+    def _at(self, layer: Any, known: "_Known", at: Tensor, taps: Tensor) -> Tensor:
+        """Features (n, C) that decoded values add to the blocks `at` (n,), of which they are at these taps."""
+        weight, bias, worth = self._integers(layer, taps)
+        parts = [products(known.around(known.seen, some, layer.kernel, taps), weight, bias) for some in at.split(_ROWS)]
+        return _fixed(torch.cat(parts).mul_(worth))
+
+    def _predict(self, layer: Any, known: "_Known", at: Tensor, taps: Tensor) -> Tensor:
+        """Linear prediction (n, channels) of means in 2^-12 of the spread for the blocks `at` (n,)."""
+        (weight,) = self._integers(layer, taps)
+        parts = [F.linear(known.around(known.sight, some, layer.kernel, taps), weight) for some in at.split(_ROWS)]
+        return torch.cat(parts).mul_(2.0 ** (_MEAN - _SIGHT - _WEIGHT)).add_(0.5).floor_()
 
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
         place, x = self.relative_level(level), self.dct.inverse(y)
@@ -552,6 +585,7 @@ class _Known:
 
     Args:
         offset: (C,) log2 of each channel's spread in quantiser steps, in 1/64 octave. grid: height and width in blocks.
+        predicts: whether `sight` is needed.
 
     Attributes:
         seen: (rows, C) float32, squashed integers; sight: (rows, C) float64, integers in 1/256 of the spread.
@@ -560,24 +594,26 @@ class _Known:
 
     BORDER = 2
 
-    def __init__(self, offset: Tensor, grid: tuple[int, ...]):
-        self.offset, self.width, self.stride = offset, grid[1], grid[1] + 2 * self.BORDER
+    def __init__(self, offset: Tensor, grid: tuple[int, ...], predicts: bool):
+        self.to_spread = _power(-offset, _VALUE, _SIGHT)
+        self.width, self.stride = grid[1], grid[1] + 2 * self.BORDER
         rows = (grid[0] + 2 * self.BORDER) * self.stride
         self.seen = torch.zeros(rows, len(offset))
-        self.sight = torch.zeros(rows, len(offset), dtype=torch.float64)
+        self.sight = torch.zeros(rows if predicts else 0, len(offset), dtype=torch.float64)
 
     def _row(self, at: Tensor) -> Tensor:
         return (at // self.width + self.BORDER) * self.stride + at % self.width + self.BORDER
 
     def add(self, at: Tensor, values: Tensor) -> None:
-        """Values (C, n) in 1/64 quantiser step of the blocks `at` (n,)."""
-        sight = _times_power(values, -self.offset, _VALUE, _SIGHT).clamp(-_SIGHT_LIMIT, _SIGHT_LIMIT).T
-        row = self._row(at)
-        self.sight[row] = sight.double()
-        self.seen[row] = _seen_table()[sight.abs().clamp(max=8191)] * sight.sign()
+        """Values (n, C) in 1/64 quantiser step, float64, of the blocks `at` (n,)."""
+        sight, row = _times(values, self.to_spread).clamp_(-_SIGHT_LIMIT, _SIGHT_LIMIT), self._row(at)
+        if len(self.sight):
+            self.sight.index_copy_(0, row, sight)
+        entry = (sight + _SEEN_LAST).clamp_(0, 2 * _SEEN_LAST).long()
+        self.seen.index_copy_(0, row, _seen_table().index_select(0, entry.flatten()).view_as(entry))
 
-    def around(self, rows: Tensor, at: Tensor, kernel: int) -> Tensor:
-        """`seen` or `sight` in the kernel x kernel neighbourhoods of the blocks `at` (n,): (n, kernel² · C)."""
+    def around(self, rows: Tensor, at: Tensor, kernel: int, taps: Tensor) -> Tensor:
+        """`seen` or `sight` at these taps of kernel x kernel around the blocks `at` (n,): (n, taps · C)."""
         reach = torch.arange(kernel) - kernel // 2
-        taps = (reach[:, None] * self.stride + reach).flatten()
-        return rows.index_select(0, (self._row(at)[:, None] + taps).flatten()).view(len(at), -1)
+        shifts = (reach[:, None] * self.stride + reach).flatten()[taps]
+        return rows.index_select(0, (self._row(at)[:, None] + shifts).flatten()).view(len(at), -1)

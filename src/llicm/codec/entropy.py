@@ -41,8 +41,8 @@ class Tables:
         self.models = [
             constriction.stream.model.Categorical(np.asarray(f, dtype=np.float64), perfect=False) for f in frequencies
         ]
-        self.first = [int(value) for value in first]
-        self.escape = [len(f) - 1 for f in frequencies]
+        self.first = np.array(first, np.int32)
+        self.escape = np.array([len(f) - 1 for f in frequencies], np.int32)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -70,19 +70,18 @@ class Encoder:
         """
         if len(values) and max(-int(values.min()), int(values.max())) > SYMBOL_LIMIT:
             raise ValueError(f"a symbol is beyond {SYMBOL_LIMIT}: the weights are damaged or not trained")
+        values = values.astype(np.int32)
         self._sum = _checksum(values, self._sum)
-        beyond = []
-        for index, positions in _groups(indexes, len(tables)):
-            entry = values[positions] - tables.first[index]
-            escape = tables.escape[index]
-            high, low = entry >= escape, entry < 0
-            outside = high | low
-            if outside.any():
-                beyond.append(np.where(high, 2 * (entry - escape), -2 * entry - 1)[outside])
-                entry = np.where(outside, escape, entry)
-            self._parts.append((entry.astype(np.int32), tables.models[index]))
-        if beyond:
-            self._numbers(np.concatenate(beyond))
+        order, groups = _groups(indexes, len(tables))
+        indexes = indexes[order]
+        entry, escape = values[order] - tables.first[indexes], tables.escape[indexes]
+        outside = (entry < 0) | (entry >= escape)
+        beyond = entry[outside]
+        entry[outside] = escape[outside]
+        self._parts += [(entry[a:b], tables.models[index]) for index, a, b in groups]
+        if len(beyond):
+            high = beyond - escape[outside]
+            self._numbers(np.where(high >= 0, 2 * high, -2 * beyond - 1))
 
     def check(self) -> None:
         """Add a checksum of the frame and the symbols so far."""
@@ -90,7 +89,7 @@ class Encoder:
 
     def _numbers(self, numbers: np.ndarray) -> None:
         """Non-negative integers: how many bits a number plus one has behind its first, then those bits."""
-        numbers = numbers + 1
+        numbers = numbers.astype(np.int64) + 1
         bits = np.frexp(numbers.astype(np.float64))[1] - 1
         self._parts.append((bits.astype(np.int32), _uniform(_BITS)))
         for count in np.unique(bits[bits > 0]):
@@ -131,23 +130,18 @@ class Decoder:
         Raises:
             BitstreamError: nonsense behind an escape.
         """
-        values = np.zeros(len(indexes), np.int32)
-        escaped, escapes = [], []
-        for index, positions in _groups(indexes, len(tables)):
-            entry = self._coder.decode(tables.models[index], len(positions))
-            values[positions] = entry + tables.first[index]
-            outside = entry == tables.escape[index]
-            if outside.any():
-                escaped.append(positions[outside])
-                escapes.append(np.full(int(outside.sum()), index))
-        if escaped:
-            positions, index = np.concatenate(escaped), np.concatenate(escapes)
-            number = self._numbers(len(positions))
-            if number.max(initial=0) > 2 * SYMBOL_LIMIT + 1:
+        order, groups = _groups(indexes, len(tables))
+        indexes = indexes[order]
+        found = [self._coder.decode(tables.models[index], b - a) for index, a, b in groups]
+        entry, escape = np.concatenate([np.zeros(0, np.int32), *found]), tables.escape[indexes]
+        outside = np.flatnonzero(entry == escape)
+        if len(outside):
+            number = self._numbers(len(outside))
+            if number.max() > 2 * SYMBOL_LIMIT + 1:
                 raise BitstreamError("damaged payload: it decodes to a symbol that no encoder writes")
-            first = np.asarray(tables.first)[index]
-            beyond = first + np.asarray(tables.escape)[index] + number // 2
-            values[positions] = np.where(number % 2 == 0, beyond, first - (number + 1) // 2)
+            entry[outside] = np.where(number % 2 == 0, escape[outside] + number // 2, -(number + 1) // 2)
+        values = np.empty(len(indexes), np.int32)
+        values[order] = entry + tables.first[indexes]
         self._sum = _checksum(values, self._sum)
         return values
 
@@ -178,9 +172,10 @@ def _checksum(values: np.ndarray, start: int) -> int:
     return zlib.crc32(values.astype("<i4").tobytes(), start)
 
 
-def _groups(indexes: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
-    """Each index that occurs, ascending, with the positions (in order) where it does."""
-    order = np.argsort(indexes, kind="stable")
-    ends = np.cumsum(np.bincount(indexes, minlength=count))
-    starts = ends - np.diff(ends, prepend=0)
-    return [(i, order[a:b]) for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
+def _groups(indexes: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """Positions ordered by index, and of each index that occurs, ascending, where its positions begin and end there."""
+    ends = np.cumsum(np.bincount(indexes, minlength=count)).tolist()
+    starts = [0, *ends[:-1]]
+    return np.argsort(indexes, kind="stable"), [
+        (i, a, b) for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a
+    ]

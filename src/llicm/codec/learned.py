@@ -320,7 +320,7 @@ class LearnedCodec(nn.Module):
         """
         z_tables, _ = self._tables()
         encoder = Encoder(frame)
-        encoder.symbols(z_tables, channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int64))
+        encoder.symbols(z_tables, channels(z_hat.shape), z_hat.flatten().numpy().astype(np.int32))
         encoder.check()
         self._write(encoder, indexes, residual)
         encoder.check()
@@ -343,13 +343,13 @@ class LearnedCodec(nn.Module):
         """Code residuals by their tables, but for those of table 0."""
         flat = indexes.flatten().numpy()
         coded = np.flatnonzero(flat)
-        encoder.symbols(self._tables()[1], flat[coded], residual.flatten().numpy()[coded].astype(np.int64))
+        encoder.symbols(self._tables()[1], flat[coded], residual.flatten().numpy()[coded].astype(np.int32))
 
     def _fetch(self, decoder: Decoder, indexes: Tensor) -> Tensor:
-        """Residuals (int64, like the tables `indexes`) that `_put` coded."""
+        """Residuals (int32, like the tables `indexes`) that `_put` coded."""
         flat = indexes.flatten().numpy()
         coded = np.flatnonzero(flat)
-        residual = np.zeros(len(flat), np.int64)
+        residual = np.zeros(len(flat), np.int32)
         residual[coded] = decoder.symbols(self._tables()[1], flat[coded])
         return torch.from_numpy(residual).view_as(indexes)
 
@@ -392,9 +392,8 @@ class LearnedCodec(nn.Module):
     def _index(self, log_scale: Tensor, offset: Tensor) -> Tensor:
         """Table (uint8, 0: not coded) of each symbol, from log2 of its scale in units of the spread of that offset."""
         # Multiples of a power of two until here, so the product is exact and the rounding the same everywhere.
-        scale = (log_scale * OCTAVE).clamp(-(2**12), 2**12).round().int() + offset
-        index = torch.div(scale - self.first_scale + TABLE_STEP // 2, TABLE_STEP, rounding_mode="floor")
-        return index.clamp(0, self.tables - 1).to(torch.uint8)
+        scale = (log_scale * OCTAVE).clamp_(-(2**12), 2**12).round_().add_(offset - self.first_scale)
+        return scale.add_(TABLE_STEP // 2).div_(TABLE_STEP).floor_().clamp_(0, self.tables - 1).to(torch.uint8)
 
     def _tables(self) -> tuple[Tables, Tables]:
         if self._coding is None:
