@@ -56,6 +56,15 @@ def test_preprocessing_of_other_sizes_and_values():
         preprocess(images[0])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_thin_image_the_middle_is_looked_at(turned):
+    """All of it at 224 pixels across would be 3.7 million pixels long."""
+    image = torch.rand(1, 3, 1, 16384)
+    middle = image[..., 8184:8200]
+    expected = preprocess(middle.mT if turned else middle)
+    assert torch.equal(preprocess(image.mT if turned else image), expected)
+
+
 def test_tokens():
     config = model_config("ViT-B-32")
     tokens = tokenize(DEGRADATION_WORDS, config)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from llicm import strips
-from llicm.registry import CODECS
+from llicm.registry import CODECS, RESTORERS
 from llicm.strips import by_strips
 
 
@@ -53,6 +53,22 @@ def test_less_overlap_would_be_seen(name, monkeypatch):
     monkeypatch.setattr(strips, "PIXELS", 1)
     monkeypatch.setattr(codec, "reach", codec.reach - 2)
     assert float((codec.decompress(data)[0] - decoded).abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("size", [(200, 120), (203, 117), (1, 300), (300, 9)])
+@torch.no_grad()
+def test_restored_pictures_are_those_of_the_whole_picture(size, monkeypatch):
+    """But for the order of sums: statistics of the whole picture are added up row by row."""
+    torch.manual_seed(0)
+    restorer = scattered(RESTORERS.make("direct", width=8, blocks=[1, 2, 1], level_conditioned=True)).eval()
+    x, level = picture(*size)[None], torch.tensor([0.4])
+    before = x.clone()
+    whole = restorer(x, level)
+    assert not torch.allclose(whole, x, atol=0.05)
+    for pixels in (1, 40 * size[1]):
+        monkeypatch.setattr(strips, "PIXELS", pixels)
+        assert float((restorer(x, level) - whole).abs().max()) < 2e-5
+        assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("rows, units", [(2, 9), (3, 1), (1, 5)])

@@ -13,11 +13,11 @@ from torch import Tensor
 
 __all__ = ["by_strips", "fits"]
 
-PIXELS = 1 << 20  # of a strip, without what is cut off
+PIXELS = 1 << 19  # of a strip, without what is cut off
 
 
 def fits(pixels: int) -> bool:
-    """Whether a picture is one strip. It is where gradients are recorded: their graph holds everything anyway."""
+    """Whether a picture is one strip. It always is where gradients are recorded: their graph holds all anyway."""
     return torch.is_grad_enabled() or pixels <= PIXELS
 
 
@@ -35,7 +35,7 @@ def by_strips(
         into: the result is written there, where `function` would give more rows without the last ones. It may be one of
             the maps: no strip is written before the next has been computed.
     """
-    units, step = -(-maps[0].shape[2] // rows[0]), max(PIXELS // unit, reach, 1)
+    units, step = -(-maps[0].shape[2] // rows[0]), max(PIXELS // unit, 4 * reach, 1)
     if into is None and (fits(units * unit) or step >= units):
         return function(*maps)
     waiting: list[tuple[Tensor, Tensor]] = []

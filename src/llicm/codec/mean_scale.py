@@ -92,7 +92,9 @@ class MeanScaleHyperprior(LearnedCodec):
         return tables, residuals
 
     def _decode(self, decoder: Decoder, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
-        tables, residuals, values = [], [], []
+        tables: list[Tensor] = []
+        residuals: list[Tensor] = []
+        values: list[Tensor] = []
         gain, _ = self.gains(torch.tensor([level]))
         for rows, indexes, means in self._indexes_and_means(z_hat, level, gain):
             residual = self._fetch(decoder, indexes).float()

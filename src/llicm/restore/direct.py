@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llicm.limits import as_pictures
 from llicm.registry import RESTORERS
+from llicm.strips import by_strips, fits
 from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context, embedding_lengths
 
@@ -54,11 +55,24 @@ class Block(nn.Module):
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, side: int) -> Tensor:
+        """Features of x (N, width, h, w), of which each stands for side x side pixels; of a large picture, in place."""
         scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
-        h = F.gelu(self.conv1(F.group_norm(x, 1)) * (1 + scale) + shift, approximate="tanh")
-        h = h * self.attention(h.mean((2, 3), keepdim=True))
-        return x + self.conv2(h)
+
+        def half(normal: Tensor) -> Tensor:
+            return F.gelu(self.conv1(normal) * (1 + scale) + shift, approximate="tanh")
+
+        row = side**2 * len(x) * x.shape[3]  # in pixels
+        if fits(row * x.shape[2]):
+            h = half(F.group_norm(x, 1))
+            return x + self.conv2(h * self.attention(h.mean((2, 3), keepdim=True)))
+        # The same by strips, means over the whole picture first.
+        rows = by_strips(lambda v: torch.stack([v, v.square()], 4).mean(3), [x], [1], 0, row)
+        mean, square = rows.double().mean((1, 2)).float()[..., None, None, None].unbind(1)
+        rate = (square - mean.square() + 1e-5).rsqrt()
+        rows = by_strips(lambda v: half((v - mean) * rate).mean(3, keepdim=True), [x], [1], 1, row)
+        gate = self.attention(rows.mean(2, keepdim=True))
+        return by_strips(lambda v: v + self.conv2(half((v - mean) * rate) * gate), [x], [1], 2, row, into=x)
 
 
 class Stage(nn.Module):
@@ -68,9 +82,9 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, side: int) -> Tensor:
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, side)
         return x
 
 
@@ -142,7 +156,8 @@ class DirectRestorer(nn.Module):
         """
         x = as_pictures(x, bounded=False)
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
+        if padded := bool(width % self.STRIDE or height % self.STRIDE):
+            x = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
         if level is None or not self.level_conditioned:
             known = x.new_zeros(len(x), 2)
         else:
@@ -154,17 +169,30 @@ class DirectRestorer(nn.Module):
                 unit = F.normalize(embedding.to(x), dim=-1)
                 condition = condition + layer(unit * embedding.shape[-1] ** 0.5)
         condition = F.silu(condition + self._recognise(x))
-        h1 = self.enter1(self.stem(F.pixel_unshuffle(x, 2)), condition)
-        h2 = self.enter2(self.down1(h1), condition)
-        h3 = self.middle(self.down2(h2), condition)
-        h4 = self.leave2(F.pixel_shuffle(self.up2(h3), 2) + h2, condition)
-        h = self.leave1(F.pixel_shuffle(self.up1(h4), 2) + h1, condition)
-        coefficients = AFFINE_SCALE * self.affine(h3).float()
-        coefficients = F.interpolate(coefficients, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        log_gain, offset = coefficients.chunk(2, 1)
-        change = self._filter(x, h4) + F.pixel_shuffle(self.residual(h).float(), 2)
-        pivot = self.pivot(condition).float().sigmoid()[..., None, None]
-        out = log_gain.clamp(-3, 3).exp() * (x + change - pivot) + pivot + offset
+        row = len(x) * x.shape[3] * self.STRIDE  # of the map at 1/8, in pixels
+        large = not fits(len(x) * x[0, 0].numel())  # then maps that are needed no more are written over
+        h1 = self.enter1(by_strips(lambda v: self.stem(F.pixel_unshuffle(v, 2)), [x], [8], 1, row), condition, 2)
+        h2 = self.enter2(by_strips(self.down1, [h1], [4], 0, row), condition, 4)
+        h3 = self.middle(by_strips(self.down2, [h2], [2], 0, row), condition, 8)
+        up = by_strips(
+            lambda a, b: F.pixel_shuffle(self.up2(a), 2) + b, [h3, h2], [1, 2], 0, row, h2 if large else None
+        )
+        h4 = self.leave2(up, condition, 4)
+        up = by_strips(
+            lambda a, b: F.pixel_shuffle(self.up1(a), 2) + b, [h4, h1], [2, 4], 0, row, h1 if large else None
+        )
+        h = self.leave1(up, condition, 2)
+        smooth = by_strips(lambda v: AFFINE_SCALE * self.affine(v).float(), [h3], [1], 1, row)
+        del h1, h2, h3, up
+
+        def finish(x: Tensor, h: Tensor, h4: Tensor, smooth: Tensor) -> Tensor:
+            smooth = F.interpolate(smooth, size=x.shape[-2:], mode="bilinear", align_corners=False)
+            log_gain, offset = smooth.chunk(2, 1)
+            change = self._filter(x, h4) + F.pixel_shuffle(self.residual(h).float(), 2)
+            pivot = self.pivot(condition).float().sigmoid()[..., None, None]
+            return log_gain.clamp(-3, 3).exp() * (x + change - pivot) + pivot + offset
+
+        out = by_strips(finish, [x, h, h4, smooth], [8, 4, 2, 1], 2, row, x if large and padded else None)
         return out[..., :height, :width]
 
     def _filter(self, x: Tensor, features: Tensor) -> Tensor:
@@ -184,5 +212,11 @@ class DirectRestorer(nn.Module):
         patches = F.avg_pool2d(x, 4).flatten(2).float()
         quantiles = torch.quantile(patches, patches.new_tensor(_QUANTILES), dim=2).permute(1, 2, 0)
         statistics = torch.cat([mean.flatten(1), std.flatten(1), quantiles.flatten(1)], 1)
-        features = self.encoder(F.pixel_unshuffle((x - mean) / (std + 0.02), 4)).mean((2, 3))
+        features = by_strips(
+            lambda v: self.encoder(F.pixel_unshuffle((v - mean) / (std + 0.02), 4)),
+            [x],
+            [16],
+            1,
+            16 * len(x) * x.shape[3],
+        ).mean((2, 3))
         return self.recognise(torch.cat([features, 4 * statistics - 1], 1))

@@ -28,6 +28,7 @@ __all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model
 # The words that DA-CLIP's controller was trained with, in its order, bare (no prompt around them).
 DEGRADATION_WORDS = tuple(DEGRADATIONS)
 WORDS = (*DEGRADATION_WORDS, CLEAN)  # that the mini model learns and a conditioner chooses from
+THIN = 16  # times as long as wide
 
 
 def degradation_text(words: Iterable[str]) -> str:
@@ -99,7 +100,8 @@ def preprocess(images: Tensor, size: int | tuple[int, int] = 224) -> Tensor:
     after each of its two passes, and to be off by one level there would be an error of 0.015 here. Not differentiable.
 
     Args:
-        images: (N, 3, H, W) RGB in [0, 1], any size; values outside are clamped.
+        images: (N, 3, H, W) RGB in [0, 1], any size; values outside are clamped. Of a thin image only the middle is
+            looked at, `THIN` times as long as it is thin: the crop would leave less of it anyway.
         size: side of the square, or (height, width), that the model takes (`DACLIP.image_size`).
 
     Returns:
@@ -110,6 +112,9 @@ def preprocess(images: Tensor, size: int | tuple[int, int] = 224) -> Tensor:
     """
     images = as_pictures(images, bounded=False)
     height, width = (size, size) if isinstance(size, int) else size
+    for dim in (2, 3):
+        if (rest := images.shape[dim] - THIN * min(images.shape[2:])) > 0:
+            images = images.narrow(dim, rest // 2, images.shape[dim] - rest)
     pixels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
     transform = _transform((height, width))
     out = [transform(Image.fromarray(np.ascontiguousarray(image))) for image in pixels.cpu().numpy()]
