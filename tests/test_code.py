@@ -55,19 +55,37 @@ def test_numbered_notebooks_alone_are_the_pipeline_s(tmp_path):
         notebooks_of(tmp_path / "none")
 
 
-def test_missing_photos_name_the_remedy(tmp_path, monkeypatch):
-    parameters = load(ROOT / "profiles/smoke/params.yaml")
+def test_missing_folders_name_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "init/here").mkdir(parents=True)
+    (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    for photos, paired, said in (
-        ("nowhere", None, r"nowhere: no such folder of photos; correct 'photos' in params\.yaml"),
-        ("data", None, r"data: no such folder of photos; restore it with `dvc pull data\.dvc`"),
-        (".", "nowhere", "correct 'paired'"),
-    ):
-        parameters.photos, parameters.paired = photos, paired
-        with pytest.raises(UserError, match=said):
-            check_folders(parameters, tmp_path)
-    parameters.paired = None
+    right = {"photos": ".", "init": "here"}
+    for name in (*right, "paired", "vlm.folder", "evaluate.weights"):
+        for wrong in ("/nope", "nope", "file") if name != "init" else ("nope",):
+            parameters = load(ROOT / "profiles/smoke/params.yaml")
+            for key, given in (right | {name: wrong}).items():
+                *group, last = key.split(".")
+                setattr(getattr(parameters, group[0]) if group else parameters, last, given)
+            with pytest.raises(
+                UserError, match=f"params.yaml: '{name}' names .*{wrong}, which is no folder; correct it"
+            ):
+                check_folders(parameters, tmp_path)
+    parameters = load(ROOT / "profiles/smoke/params.yaml")
+    parameters.photos, parameters.init = ".", "here"
     check_folders(parameters, tmp_path)
+
+
+def test_what_dvc_tracks_is_fetched_and_compared(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llicm.pipeline.code.pull", lambda *arguments: asked.append(arguments))
+    for name in ("data", "init/published"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / f"{name}.dvc").touch()
+    parameters = load(ROOT / "profiles/smoke/params.yaml")
+    parameters.photos, parameters.init = "data", "published"
+    check_folders(parameters, tmp_path)
+    assert asked == [(Path("data.dvc"), tmp_path), (Path("init/published.dvc"), tmp_path)]
 
 
 # --- manifests ---------------------------------------------------------------------------------------------
@@ -82,6 +100,7 @@ class Copy:
         shutil.copytree(ROOT / "notebooks", root / "notebooks")
         (root / "profiles/smoke").mkdir(parents=True)
         (root / "data").mkdir()
+        (root / "init/scratch").mkdir(parents=True)
         for name in ("requirements.txt", "profiles/smoke/params.yaml"):
             shutil.copy(ROOT / name, root / name)
 

@@ -19,6 +19,7 @@ import nbformat
 import pytest
 from cells import code, notebook
 
+from llicm.errors import UserError
 from llicm.pipeline import run
 from llicm.pipeline.code import strip
 from llicm.provenance.lineage import nest
@@ -212,6 +213,27 @@ def test_a_module_that_is_not_that_of_the_manifest_refuses_the_run(project):
     said = "error: src/tool.py: changed since the stage code wrote build/work.json; run `dvc repro` again"
     assert result.stderr.splitlines() == [said]
     assert not (project.folder / "out").exists()
+
+
+def test_photos_that_are_new_to_git_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "data.dvc"
+    file.write_text("md5: 1\n")
+    run._check_adopted(file)  # no repository: nothing to compare with
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    with pytest.raises(
+        UserError, match=r"data.dvc: not as in the last commit.*`git checkout HEAD data.dvc`.*or commit"
+    ):
+        run._check_adopted(file)
+    for command in (["add", "data.dvc"], [*author, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    run._check_adopted(file)
+    file.write_text("md5: 2\n")
+    with pytest.raises(UserError):
+        run._check_adopted(file)
+    monkeypatch.setenv("DVC_EXP_NAME", "an experiment, which keeps what it ran on")
+    run._check_adopted(file)
+    run._check_adopted(tmp_path / "absent.dvc")
 
 
 def test_a_notebook_without_a_parameters_cell_is_refused(project):

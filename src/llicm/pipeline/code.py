@@ -34,6 +34,7 @@ from llicm.files import write_atomically  # noqa: E402
 from llicm.methods import NONE  # noqa: E402
 from llicm.parameters import Model, Parameters, load  # noqa: E402
 from llicm.provenance.lineage import digest  # noqa: E402
+from llicm.provenance.pull import pull  # noqa: E402
 
 __all__ = ["closure", "manifest", "notebooks_of", "strip", "write_code"]
 
@@ -75,20 +76,25 @@ def notebooks_of(folder: Path) -> dict[str, nbformat.NotebookNode]:
 def check_folders(parameters: Parameters, root: Path) -> None:
     """Fail early, and with the remedy, where a folder named in the parameters is not there.
 
+    What a ``.dvc`` file beside it names is fetched, and compared where it is there: DVC, which comes to it after this
+    stage, would take what it finds for the new data set.
+
     Raises:
-        UserError: `photos` or `paired` is not a folder.
+        UserError: one is no folder, cannot be fetched, or is not what its ``.dvc`` file says.
     """
-    photos = Path(parameters.photos)
-    if not photos.is_dir():
-        remedy = "correct 'photos' in params.yaml"
-        if photos.resolve() == (root / "data").resolve():
-            remedy = "restore it with `dvc pull data.dvc`"
-        raise UserError(f"{photos}: no such folder of photos; {remedy}")
-    paired = parameters.paired
-    if paired is not None and not Path(paired).is_dir():
-        raise UserError(
-            f"{paired}: no such folder of paired images; correct 'paired' in params.yaml, or set it to null"
-        )
+    given: dict[str, str | Path | None] = {
+        "photos": parameters.photos, "init": root / "init" / parameters.init, "paired": parameters.paired,
+        "vlm.folder": parameters.vlm.folder, "evaluate.weights": parameters.evaluate.weights,
+    }  # fmt: skip
+    for name, folder in given.items():
+        if folder is None:
+            continue
+        tracked = Path(f"{Path(folder).resolve()}.dvc")
+        if tracked.is_file() and tracked.is_relative_to(root):
+            pull(tracked.relative_to(root), root)
+        if not Path(folder).is_dir():
+            null = ", or set it to null" * (name not in ("photos", "init"))
+            raise UserError(f"params.yaml: '{name}' names {folder}, which is no folder; correct it{null}")
 
 
 def stages_of(parameters: Parameters) -> dict[str, tuple[str, list[str]]]:

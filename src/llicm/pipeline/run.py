@@ -40,7 +40,7 @@ import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
 from llicm.files import write_atomically  # noqa: E402
-from llicm.provenance.git import GitError, git  # noqa: E402
+from llicm.provenance.git import GitError, committed, git  # noqa: E402
 from llicm.provenance.lineage import digest, nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
@@ -137,9 +137,23 @@ def inputs(name: str):
                 raise UserError(f"{dependency.def_path}: missing input of stage {name}; make it with `dvc repro`")
             else:
                 files[dependency.def_path] = dependency.get_hash().value
+                _check_adopted(Path(f"{Path(dependency.def_path).resolve()}.dvc"))
                 if re.fullmatch(r"build/.+\.json", dependency.def_path):
                     _check_code(Path(dependency.def_path))
     return stage, {"deps": dict(sorted(files.items())), "params": values}
+
+
+def _check_adopted(file: Path) -> None:
+    """Refuse photos or weights that are new to git: `dvc repro` takes a folder that lost some for the new data set."""
+    if not file.is_file() or "DVC_EXP_NAME" in os.environ:  # an experiment keeps what it ran on
+        return
+    with contextlib.suppress(GitError):
+        if committed(file.parent, file.name) != file.read_bytes():
+            name = file.name
+            raise UserError(
+                f"{name}: not as in the last commit, for what it names has changed; get that back with `git checkout "
+                f"HEAD {name}` and `dvc pull --force {name}`, or commit {name}, then run it again"
+            )
 
 
 def _check_code(manifest: Path) -> None:
