@@ -35,7 +35,7 @@ from llicm.benchmark.bdrate import bd
 from llicm.codec.conventional import find_codec
 from llicm.data.catalogue import attributions, catalogue, known_sets
 from llicm.data.stream import Batch
-from llicm.files import atomic_folder, write_atomically, write_json
+from llicm.files import atomic_folder, write_json
 from llicm.framework import LLICM
 from llicm.images import list_images, quantize8
 from llicm.objectives import Objective
@@ -141,7 +141,7 @@ def train(name: str, a: argparse.Namespace) -> tuple[object, dict]:
     codec.update()
     save_part(codec, path)
     taken = {"photos": len(photos), "cpu_seconds_an_update": round(pace, 3), "log": rows}
-    write_atomically(log, json.dumps(taken, indent=1).encode())
+    write_json(taken, log)
     return load_part("codec", path), taken
 
 
@@ -303,7 +303,7 @@ def main() -> None:
     result = {"codec": a.codec, "updates": a.updates, "test": len(images), "bd_rate": rates, "curves": curves}
     result |= {"cpu_seconds_an_update": taken["cpu_seconds_an_update"], "photos": taken["photos"]}
     suffix = "-now" if a.now else ""
-    write_atomically(a.out / f"{a.codec}-{a.updates}{suffix}.json", json.dumps(result, indent=1).encode())
+    write_json(result, a.out / f"{a.codec}-{a.updates}{suffix}.json")
 
 
 if __name__ == "__main__":

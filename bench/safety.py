@@ -20,6 +20,7 @@ from common import ROOT, photos, table, write_page
 
 from llicm.codec.bitstream import unpack
 from llicm.errors import BitstreamError
+from llicm.files import json_text
 from llicm.model import load_model
 
 HEADER = ">4sBB4sHHHI"
@@ -111,7 +112,7 @@ def judge(files: Path) -> None:
             outcome = "other"
         worst = max(worst, time.perf_counter() - started)
         outcomes[outcome] += 1
-    print(json.dumps(outcomes | {"seconds": worst, "megabytes": (_memory() - before) / 1e6}))
+    print(json_text(outcomes | {"seconds": worst, "megabytes": (_memory() - before) / 1e6}, None))
 
 
 def _memory() -> float:

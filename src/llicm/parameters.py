@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from llicm.errors import UserError
+from llicm.files import json_text
 from llicm.methods import NONE, Method, methods_of
 
 __all__ = ["Group", "Model", "Parameters", "change", "load", "part_of", "read", "validate"]
@@ -297,7 +298,7 @@ class Parameters(_Group):
     flat, then every third photo is for testing."""
     paired: Text | None
     """Folder of ready-made pairs, {train,val}/<degradation>/{GT,LQ}/*, to train on too, or null."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     """Seed of everything random: degradations, dead leaves, initial weights, order of training data."""
     threads: Positive
     """Processor threads of each numerical library; a parameter because sums in another order give other bytes."""
@@ -513,4 +514,4 @@ def _names(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(Parameters.model_json_schema(), indent=1))
+    print(json_text(Parameters.model_json_schema()))

@@ -284,7 +284,7 @@ def restore(
 )  # fmt: skip
 @click.option("--severity", type=Number(0, 1), default=0.5, show_default=True, help="0 mild, 1 severe.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True,
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
     help="With the photo's name it decides where drops and noise fall: equal seeds give equal pictures.",
 )  # fmt: skip
 @_format

@@ -21,7 +21,6 @@ if __name__ == "__main__":
 import ast  # noqa: E402
 import functools  # noqa: E402
 import importlib.util  # noqa: E402
-import json  # noqa: E402
 import re  # noqa: E402
 from collections.abc import Iterable, Iterator  # noqa: E402
 from importlib import metadata  # noqa: E402
@@ -30,7 +29,7 @@ import nbformat  # noqa: E402
 from packaging.utils import canonicalize_name  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
-from llicm.files import write_atomically  # noqa: E402
+from llicm.files import write_atomically, write_json  # noqa: E402
 from llicm.methods import NONE  # noqa: E402
 from llicm.parameters import Model, Parameters, load  # noqa: E402
 from llicm.provenance.lineage import digest  # noqa: E402
@@ -234,8 +233,7 @@ def write_code(root: Path, out: Path = Path("build")) -> None:
         if name not in notebooks:
             raise UserError(f"{root / 'notebooks' / name}: missing, stage {stage} runs it; restore it with git")
         found = {"notebook": name, **manifest(notebooks[name], _parts(parameters, models), pinned, root)}
-        path = out / f"{stage.replace('@', '-')}.json"
-        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(found, out / f"{stage.replace('@', '-')}.json")
     write_atomically(Path(NOTHING) / "none", b"")
 
 

@@ -39,7 +39,7 @@ from typing import Any, TextIO  # noqa: E402
 import nbformat  # noqa: E402
 
 from llicm.errors import UserError  # noqa: E402
-from llicm.files import write_atomically  # noqa: E402
+from llicm.files import write_atomically, write_json  # noqa: E402
 from llicm.provenance.git import GitError, committed, git  # noqa: E402
 from llicm.provenance.lineage import digest, nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
@@ -345,8 +345,8 @@ def run(address: str) -> None:
                     f"{address}: its inputs changed while the notebook ran, nothing is recorded; run it again"
                 )
             record = {"stage": address, **record, "outs": _hash_outs(after, source, target)}
-            facts = json.dumps(_host(time.perf_counter() - clock, started), indent=1)
-            write_atomically(Path(".run/hosts", f"{name.replace('/', '-')}.json"), f"{facts}\n".encode())
+            hosts = Path(".run/hosts", f"{name.replace('/', '-')}.json")
+            write_json(_host(time.perf_counter() - clock, started), hosts)
             write_atomically(target, (nbformat.writes(normalise(notebook, record)) + "\n").encode())
         except BaseException as error:
             for path in outs:

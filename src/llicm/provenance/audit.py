@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llicm.errors import UserError
+from llicm.files import json_text
 from llicm.provenance.git import GitError, committed
 from llicm.provenance.lineage import Pipeline, Stage, digest, nest, stages_in
 
@@ -73,7 +74,7 @@ def audit(
 
 def as_json(findings: Sequence[Finding]) -> str:
     """The findings, as JSON text."""
-    return json.dumps([asdict(finding) for finding in findings], indent=1)
+    return json_text([asdict(finding) for finding in findings])
 
 
 def as_text(findings: Sequence[Finding], checks: Sequence[str]) -> str:

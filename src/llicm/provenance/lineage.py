@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llicm.errors import UserError
+from llicm.files import json_text
 from llicm.provenance.git import CUT, GitError, ask, boundary, bringer, head
 
 SKIP = {"__pycache__", ".ipynb_checkpoints", ".run"}
@@ -346,7 +347,7 @@ class Lineage:
         """The whole, as JSON text."""
         values = {key: getattr(self, key) for key in ("artefact", "md5", "verified", "findings", "git", "stages")}
         values["links"] = [dict(zip(("stage", "input", "made_by"), link, strict=True)) for link in self.links]
-        return json.dumps(values, indent=1)
+        return json_text(values)
 
     def as_text(self) -> str:
         """For reading: the stages from the artefact back to the data, and what was found."""

@@ -26,6 +26,7 @@ from llicm.codec.conventional import CONVENTIONAL
 from llicm.data.stream import Batch, PairStream
 from llicm.degradations import CLEAN
 from llicm.errors import UserError
+from llicm.files import json_text
 from llicm.registry import Codec
 from llicm.transforms import OPPONENT, cosines
 from llicm.vlm.captions import caption, subject
@@ -184,7 +185,7 @@ class _Training:
             if (step + 1) % self.log_every == 0 or step + 1 == steps:
                 self.rows.append({"phase": name, "step": step + 1} | _mean(window))
                 window = []
-                print(json.dumps(self.rows[-1]), file=sys.stderr)
+                print(json_text(self.rows[-1], None), file=sys.stderr)
             if self.checkpoint is not None and self.checkpoint_every and (step + 1) % self.checkpoint_every == 0:
                 state = {"phase": phase, "step": step + 1, "rows": json.dumps(self.rows), "model": model.state_dict()}
                 self.checkpoint.save(state | {"parts": [part.state_dict() for part in parts]})
