@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The corpus: clean photos, split into training and test by file."""
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
+from llicm import colour
+from llicm import images as reader
+from llicm.data.photo import Photo, Photos, as_bytes, mapped
 from llicm.errors import UserError
 from llicm.images import by_stem, list_images, read_image
 
@@ -19,18 +25,23 @@ _REMEDY = "run `dvc pull data.dvc`, or set data.photos in params.yaml to a folde
 
 @dataclass(frozen=True)
 class Corpus:
-    """Photos by name (the file's stem); each (3, H, W), RGB float32 in [0, 1]."""
+    """Photos by name (the file's stem); each (3, H, W), RGB float32 in [0, 1]. They are in memory as bytes."""
 
-    train: dict[str, Tensor]
-    test: dict[str, Tensor]
+    train: Photos
+    test: Photos
 
 
-def load_photos(root: str | os.PathLike) -> Corpus:
+def load_photos(root: str | os.PathLike, keep: str | os.PathLike | None = None) -> Corpus:
     """Read all photos below ``root``.
 
     With folders ``root/train`` and ``root/test`` the split is theirs. A flat folder is split by file: of the
     names in alphabetical order every third (the 3rd, 6th, ...) is for testing, the others are for training;
     with two photos the second is for testing. So adding a photo may move others to the other part.
+
+    Args:
+        keep: folder for what was read, so that the next run need not decode it, and processes share it in memory (see
+            `llicm.data.photo`). It is this function's own: what belongs to other photos is removed. None to keep all
+            in this process's memory.
 
     Raises:
         UserError: the folder is missing or empty, it holds fewer than two photos, a photo cannot be read or
@@ -48,8 +59,14 @@ def load_photos(root: str | os.PathLike) -> Corpus:
         files = {part: list_images(folder) for part, folder in parts.items()}
     else:
         files = _split(list_images(root, _REMEDY), root)
-    corpus = Corpus(**{part: _read(paths) for part, paths in files.items()})
+    folder = None if keep is None else Path(keep)
+    corpus = Corpus(**{part: Photos(_read(paths, folder)) for part, paths in files.items()})
     _refuse_mixing(corpus, root)
+    if folder is not None:
+        used = {photo.file.stem for part in (corpus.train, corpus.test) for photo in part.kept.values() if photo.file}
+        for path in folder.glob("*.npy"):
+            if path.stem.partition("-")[0] not in used:
+                path.unlink(missing_ok=True)
     return corpus
 
 
@@ -60,10 +77,11 @@ def _split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
     return {"train": [p for p in paths if p not in test], "test": test}
 
 
-def _read(paths: list[Path]) -> dict[str, Tensor]:
-    photos: dict[str, Tensor] = {}
+def _read(paths: list[Path], folder: Path | None) -> dict[str, Photo]:
+    photos: dict[str, Photo] = {}
     for name, path in by_stem(paths).items():
-        photo = read_image(path)
+        file = None if folder is None else folder / f"{_hash(path)}.npy"
+        photo = Photo(mapped(file, partial(_decode, path)), file)
         height, width = photo.shape[1:]
         if min(height, width) < SMALLEST_SIDE:
             least = f"at least {SMALLEST_SIDE} pixels a side"
@@ -72,12 +90,35 @@ def _read(paths: list[Path]) -> dict[str, Tensor]:
     return photos
 
 
-def _refuse_mixing(corpus: Corpus, root: Path) -> None:
-    def content(photo: Tensor) -> str:
-        return hashlib.sha256(str(tuple(photo.shape)).encode() + photo.numpy().tobytes()).hexdigest()
+def _decode(path: Path) -> torch.Tensor:
+    return as_bytes(read_image(path))
 
-    training = {content(photo): name for name, photo in corpus.train.items()}
-    for name, photo in corpus.test.items():
-        if (twin := training.get(content(photo))) is not None:
-            same = f"the test photo {name} is the same picture as the training photo {twin}"
-            raise UserError(f"{root}: {same}; remove one of them, since training and test photos must never mix.")
+
+def _hash(path: Path) -> str:
+    """What the pixels follow from: the file, and what reads it."""
+    try:
+        digest = hashlib.sha256(path.read_bytes())
+    except OSError:
+        return "unreadable"  # the reader says why
+    digest.update(_reader())
+    return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _reader() -> bytes:
+    versions = [metadata.version(package) for package in ("pillow", "pillow-heif")]
+    return repr(versions).encode() + b"".join(Path(str(m.__file__)).read_bytes() for m in (colour, reader))
+
+
+def _refuse_mixing(corpus: Corpus, root: Path) -> None:
+    def sample(photo: Photo) -> tuple:  # photos that may be the same: their pixels are compared then
+        return (*photo.shape, photo.pixels[:, ::61, ::67].numpy().tobytes())
+
+    training: dict[tuple, list[str]] = {}
+    for name, photo in corpus.train.kept.items():
+        training.setdefault(sample(photo), []).append(name)
+    for name, photo in corpus.test.kept.items():
+        for twin in training.get(sample(photo), []):
+            if torch.equal(photo.pixels, corpus.train.kept[twin].pixels):
+                same = f"the test photo {name} is the same picture as the training photo {twin}"
+                raise UserError(f"{root}: {same}; remove one of them, since training and test photos must never mix.")

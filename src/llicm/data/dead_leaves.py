@@ -31,7 +31,7 @@ def dead_leaves(size: int, sources: list[Tensor], generator: torch.Generator) ->
 
     Args:
         size: side in pixels, at least 16.
-        sources: photos (3, H, W) in [0, 1] that lend their colours and textures; at least one.
+        sources: photos (3, H, W), in [0, 1] or uint8, that lend their colours and textures; at least one.
         generator: source of all randomness.
 
     Returns:
@@ -136,7 +136,8 @@ def _paint(owner: np.ndarray, sources: list[Tensor], rng: np.random.Generator) -
         start = place[leaf[at]]
         v = _mirror(rows[at] + (start[:, 0] * height).astype(np.int64), height)
         u = _mirror(cols[at] + (start[:, 1] * width).astype(np.int64), width)
-        painted[at] = source.reshape(3, -1).numpy()[channels[leaf[at]], (v * width + u)[:, None]]
+        found = source.reshape(3, -1).numpy()[channels[leaf[at]], (v * width + u)[:, None]]
+        painted[at] = found / np.float32(255) if found.dtype == np.uint8 else found
     painted = painted.clip(0, 1) ** np.float32(tone) * gain[leaf][:, None].astype(np.float32)
     return (painted.clip(0, 1) * 255 + 0.5).astype(np.uint8).reshape(side, side, 3)
 

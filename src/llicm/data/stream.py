@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.pairs import Pair
+from llicm.data.photo import Photo, as_floats
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade
 from llicm.errors import UserError
 
 __all__ = ["Batch", "PairStream"]
-
-_SCALES = (1.0, 0.75, 0.5, 0.35)
 
 
 class Batch(NamedTuple):
@@ -44,7 +42,7 @@ class PairStream:
     turn goes on from one step to the next: every task is seen equally often.
 
     Args:
-        photos: clean photos (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
+        photos: clean photos, or images (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
             proportional to the square root of its area, at a scale of 1, 0.75, 0.5 or 0.35 that is not smaller than
             the crop; photos smaller than the crop are mirrored at the border.
         tasks: degradation words, or "clean", in the order that ``Batch.task`` counts.
@@ -64,7 +62,7 @@ class PairStream:
     """
 
     def __init__(
-        self, photos: Sequence[Tensor], tasks: Sequence[str], crop: int, batch: int, seed: int,
+        self, photos: Sequence[Tensor | Photo], tasks: Sequence[str], crop: int, batch: int, seed: int,
         dead_leaves_share: float, severity: tuple[float, float], pool: int, refresh: int,
         paired: Mapping[str, Sequence[Pair]] | None = None, mixed: float = 0.0,
     ):  # fmt: skip
@@ -81,9 +79,9 @@ class PairStream:
         self.dead_leaves_share, self.severity, self.mixed = dead_leaves_share, (low, high), mixed
         self._degrading = [index for index, word in enumerate(self.tasks) if word != CLEAN]
         self.pool, self.refresh = pool, refresh
-        self._pyramids = [_pyramid(photo, crop) for photo in photos]
-        self._cumulative = _cumulative(photos)
-        self._sources = list(photos)
+        self._photos = [Photo.of(photo) for photo in photos]
+        self._scales = [photo.scales(crop) for photo in self._photos]
+        self._cumulative = _cumulative(self._photos)
         self._leaf_size = max(2 * crop, 16)
         self._leaves: dict[int, Tensor] = {}
         self._paired = {
@@ -148,34 +146,22 @@ class PairStream:
             image = self._leaf(first + int(u[2] * self.pool), first)
         else:
             photo = bisect.bisect_right(self._cumulative, u[2])
-            pyramid = self._pyramids[photo]
-            image = pyramid[int(u[6] * len(pyramid))]
-        ideal[row] = _recolour(_cut(image, self.crop, u[3], u[4], u[5]), u[7:])
+            scales = self._scales[photo]
+            image = _at_least(self._photos[photo].at(scales[int(u[6] * len(scales))]), self.crop)
+        ideal[row] = _recolour(as_floats(_cut(image, self.crop, u[3], u[4], u[5])), u[7:])
         return photo
 
     def _leaf(self, index: int, first: int) -> Tensor:
         if index not in self._leaves:
             generator = Generator().manual_seed(_mix(self.seed, 2, index))
-            self._leaves[index] = dead_leaves(self._leaf_size, self._sources, generator)
+            self._leaves[index] = dead_leaves(self._leaf_size, [photo.pixels for photo in self._photos], generator)
             if len(self._leaves) > 2 * self.pool:
                 for old in [i for i in self._leaves if not first <= i < first + self.pool]:
                     del self._leaves[old]
         return self._leaves[index]
 
 
-def _pyramid(photo: Tensor, crop: int) -> list[Tensor]:
-    levels = []
-    for scale in _SCALES:
-        height, width = (round(side * scale) for side in photo.shape[1:])
-        if scale == 1:
-            levels.append(_at_least(photo, crop))
-        elif min(height, width) >= crop:
-            small = F.interpolate(photo[None], (height, width), mode="bicubic", antialias=True)[0]
-            levels.append(small.clamp_(0, 1))
-    return levels
-
-
-def _cumulative(images: Sequence[Tensor]) -> list[float]:
+def _cumulative(images: Sequence[Tensor | Photo]) -> list[float]:
     """Upper ends of the images' shares of [0, 1), each proportional to the square root of the area."""
     weights = [math.sqrt(i.shape[1] * i.shape[2]) for i in images]
     return [*itertools.accumulate(w / sum(weights) for w in weights[:-1])]

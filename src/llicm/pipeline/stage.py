@@ -57,14 +57,19 @@ class Stage:
         """Folder of the weights that take the place of pretraining; it may be empty."""
         return ROOT / "init" / self.parameters.init
 
+    @property
+    def scratch(self) -> Path:
+        """Folder of what may be made again at any time."""
+        return self.out / ".run" / "scratch"
+
     def checkpoint(self, settings: Any, inputs: Iterable[str | os.PathLike] = ()) -> Checkpoint:
         """The resumable state of this stage.
 
         Args:
             settings: all parameters that determine the result. inputs: files and folders that do.
         """
-        name, root = self.name.replace("@", "-"), self.out / ".run" / "scratch"
-        return Checkpoint(name, settings, inputs=[p for p in inputs if Path(p).exists()], root=root)
+        name = self.name.replace("@", "-")
+        return Checkpoint(name, settings, inputs=[p for p in inputs if Path(p).exists()], root=self.scratch)
 
 
 def open_stage(

@@ -40,11 +40,11 @@ def train_stage(stage: Stage, out: Path | None = None) -> Trainer:
             raise UserError(f"{path}: no such weights, which model {name} starts from; train that model first.")
     paired = stage.folder / parameters.paired if parameters.paired else None
     settings = _settings(parameters, name)
-    corpus = load_photos(photos)
+    corpus = load_photos(photos, stage.scratch / "photos")
     checkpoint = stage.checkpoint(settings, [photos, stage.init, *([paired] if paired else []), *started])
     print(f"model {name}: trains {', '.join(model.trains)} on {len(corpus.train)} photos", file=sys.stderr)
     return train_model(
-        name, parameters, photos=list(corpus.train.values()), models=models,
+        name, parameters, photos=list(corpus.train.kept.values()), models=models,
         paired=read_training_pairs(paired, model.tasks or parameters.tasks) if paired else None,
         out=out or stage.output(f"artifacts/models/{name}"), init=stage.init, checkpoint=checkpoint,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from llicm.data.photo import Photo
 from llicm.model import load_model
 from llicm.pipeline.stage import Stage
 from llicm.vlm.conditioner import Conditioner, save_conditioner
@@ -16,7 +17,9 @@ from llicm.vlm.pretrained import load_vlm
 __all__ = ["make_conditioner", "training_log"]
 
 
-def make_conditioner(stage: Stage, photos: Mapping[str, Tensor], codec: Any) -> tuple[Conditioner, list[dict]]:
+def make_conditioner(
+    stage: Stage, photos: Mapping[str, Tensor | Photo], codec: Any
+) -> tuple[Conditioner, list[dict]]:  # fmt: skip
     """The conditioner that `vlm` describes, written to artifacts/models/vlm, and the log of its training (may be []).
 
     Args:

@@ -44,7 +44,7 @@ def contact_sheet(photo: Tensor, words: Sequence[str], severities: Sequence[floa
 
 
 def leaves_sheet(sources: list[Tensor], count: int, size: int, seed: int) -> Figure:
-    """A figure with ``count`` dead-leaves images (size x size) in a row, made from the source photos."""
+    """A figure with ``count`` dead-leaves images (size x size) in a row, made from the source photos (3, H, W)."""
     generator = Generator().manual_seed(seed)
     figure, axes = plt.subplots(1, count, figsize=(1.9 * count, 1.9), squeeze=False)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llicm.data.photo import Photo
 from llicm.data.stream import PairStream
 from llicm.errors import UserError
 from llicm.framework import LLICM
@@ -57,8 +58,8 @@ def restorer_context(context: str, tasks: Sequence[str], vlm: Path) -> dict | No
 
 
 def train_model(
-    name: str, parameters: Parameters, *, photos: Sequence[Tensor], paired: dict | None, models: Path, out: Path,
-    init: Path | None = None, checkpoint: Store | None = None,
+    name: str, parameters: Parameters, *, photos: Sequence[Tensor | Photo], paired: dict | None, models: Path,
+    out: Path, init: Path | None = None, checkpoint: Store | None = None,
 ) -> Trainer:  # fmt: skip
     """Train one model of params.yaml and write its parts; returns the finished trainer, whose `rows` are the log.
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import open_clip
@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from llicm.codec.conventional import CONVENTIONAL
+from llicm.data.photo import Photo
 from llicm.data.stream import Batch, PairStream
 from llicm.degradations import CLEAN
 from llicm.errors import UserError
@@ -99,9 +100,9 @@ def compressed(images: Tensor, codec: Codec | None, generator: Generator) -> Ten
 
 
 def train_mini(
-    photos: dict[str, Tensor], tasks: Sequence[str], *, mini: dict, data: dict, steps: Sequence[int], batch: int,
-    lr: float, severity: tuple[float, float], mixed: float, codec: Codec | None, seed: int, checkpoint: Any = None,
-    checkpoint_every: int = 0, log_every: int = 20,
+    photos: Mapping[str, Tensor | Photo], tasks: Sequence[str], *, mini: dict, data: dict, steps: Sequence[int],
+    batch: int, lr: float, severity: tuple[float, float], mixed: float, codec: Codec | None, seed: int,
+    checkpoint: Any = None, checkpoint_every: int = 0, log_every: int = 20,
 ) -> tuple[DACLIP, list[dict]]:  # fmt: skip
     """Train CLIP, then the controller; returns the DA-CLIP in eval mode and the log.
 
@@ -122,11 +123,12 @@ def train_mini(
         UserError: training diverged.
     """
     torch.manual_seed(seed)
+    sources = [Photo.of(photo) for photo in photos.values()]
     config, size, subjects = mini_config(**mini), mini["image_size"], [subject(name) for name in photos]
 
     def stream(words: Sequence[str], rows: int, seed: int, mixed: float = 0.0) -> PairStream:
         leaves = data["dead_leaves_share"], data["pool"], data["refresh"]
-        return PairStream(list(photos.values()), words, size, rows, seed, leaves[0], severity, *leaves[1:], mixed=mixed)
+        return PairStream(sources, words, size, rows, seed, leaves[0], severity, *leaves[1:], mixed=mixed)
 
     clean, extra = stream([CLEAN], batch, seed), batch // 3
     every = stream(WORDS, batch - extra, seed, mixed)
