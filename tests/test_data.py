@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Generator
 
 from llicm.data.corpus import load_photos
+from llicm.data.crops import _recolour
 from llicm.data.dead_leaves import _occlusion, dead_leaves
 from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, set_of, write_pairs
-from llicm.data.stream import PairStream, _recolour
+from llicm.data.stream import PairStream
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER
 from llicm.errors import UserError
 from llicm.images import write_png
@@ -403,15 +404,19 @@ def test_ready_made_pairs_drop_in(tmp_path):
         read_training_pairs(tmp_path / "nowhere", ["noisy"])
 
 
+def recolour(crop, colours):
+    return _recolour(crop[None], [colours])[0]
+
+
 def test_recolouring_changes_the_palette_and_keeps_the_structure():
     crop = torch.rand(3, 32, 32, generator=Generator().manual_seed(0)) * 0.5 + 0.25
-    assert torch.equal(_recolour(crop, [0.1, 0.9, 0.9, 0.9, 0.9]), crop)  # a quarter stays as it is
+    assert torch.equal(recolour(crop, [0.1, 0.9, 0.9, 0.9, 0.9]), crop)  # a quarter stays as it is
     # no turn, full saturation 1, contrast 1, no shift: the identity, but for rounding
-    same = _recolour(crop, [0.9, 0.5, 0.7 / 0.9, 0.2 / 0.3, 0.5])
+    same = recolour(crop, [0.9, 0.5, 0.7 / 0.9, 0.2 / 0.3, 0.5])
     assert torch.allclose(same, crop, atol=1e-5)
-    pale = _recolour(crop, [0.9, 0.5, 0.0, 0.2 / 0.3, 0.5])
+    pale = recolour(crop, [0.9, 0.5, 0.0, 0.2 / 0.3, 0.5])
     spread = [(c.max(0).values - c.min(0).values).mean() for c in (crop, pale)]
     assert spread[1] < 0.4 * spread[0]
     assert torch.allclose(pale.mean(0), crop.mean(0), atol=1e-4)  # a turn about the grey axis keeps grey values
-    turned = _recolour(crop, [0.9, 1.0, 0.7 / 0.9, 0.2 / 0.3, 0.75])
+    turned = recolour(crop, [0.9, 1.0, 0.7 / 0.9, 0.2 / 0.3, 0.75])
     assert torch.allclose(turned.mean(0), crop.mean(0) + 0.05, atol=1e-4) and (turned - crop).abs().mean() > 0.05

@@ -81,7 +81,8 @@ class LLICM(nn.Module):
         Returns:
             X̂, X̂_H, the likelihoods of the latents, and the diffusion restorer's own loss.
         """
-        x = as_pictures(x)
+        if self.codec is None:  # which looks at them itself
+            x = as_pictures(x)
         decoded, seen, likelihoods, relative = x, x, {}, level
         if self.codec is not None:
             coded = self.codec(x, level)

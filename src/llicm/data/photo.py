@@ -65,11 +65,18 @@ class Photo:
     def __init__(self, pixels: Tensor, file: Path | None = None):
         self.pixels, self.file = pixels, file
         self._smaller: dict[float, Tensor] = {}
+        self._copies: dict[torch.device, Tensor] = {}
 
     @staticmethod
     def of(photo: Union[Tensor, "Photo"]) -> "Photo":
         """The photo itself, or that of an image (3, H, W) in [0, 1]."""
         return photo if isinstance(photo, Photo) else Photo(as_bytes(photo))
+
+    def on(self, device: torch.device) -> Tensor:
+        """`pixels` on a device, where they stay."""
+        if device not in self._copies:
+            self._copies[device] = self.pixels.to(device)
+        return self._copies[device]
 
     @property
     def shape(self) -> torch.Size:

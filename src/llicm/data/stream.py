@@ -4,16 +4,17 @@
 import bisect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from llicm.data.crops import Crop, crops_at_once, cut
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.pairs import Pair
-from llicm.data.photo import Photo, as_floats
-from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade
+from llicm.data.photo import Photo
+from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade, degrade_at_once
 from llicm.errors import UserError
 
 __all__ = ["Batch", "PairStream"]
@@ -24,7 +25,8 @@ class Batch(NamedTuple):
 
     ``task`` (N,) int64 indexes the stream's tasks and ``second`` (N,) the further task of a mixed row, -1 for none.
     ``severity`` (N,) float32 lies in [0, 1] and is NaN for crops of ready-made pairs, whose severity nobody knows.
-    ``photo`` (N,) int64 indexes the stream's photos; -1 for dead leaves and ready-made pairs.
+    ``photo`` (N,) int64 indexes the stream's photos; -1 for dead leaves and ready-made pairs. The images are on the
+    stream's device, the others on the processor.
     """
 
     degraded: Tensor
@@ -41,6 +43,9 @@ class PairStream:
     So training resumes at any step with the bytes it would have seen. Tasks take turns row by row, and the
     turn goes on from one step to the next: every task is seen equally often.
 
+    On a device, batches are made there, at once, from photos that lie there as bytes. Tasks, severities and crops
+    are those of the processor's batches, but for rounding; the degradations are other ones of the same distribution.
+
     Args:
         photos: clean photos, or images (3, H, W) in [0, 1]; at least one. A photo is chosen with a probability
             proportional to the square root of its area, at a scale of 1, 0.75, 0.5 or 0.35 that is not smaller than
@@ -55,6 +60,7 @@ class PairStream:
         refresh: steps after which the oldest of them is replaced by a new one.
         paired: ready-made training pairs by word; half of that task's rows are then crops of these.
         mixed: probability, 0 to 1, that a row suffers a second of the tasks too, at a severity of its own.
+        device: where batches are made at once; None to make them on the processor, row by row.
 
     Raises:
         UserError: an unknown degradation word.
@@ -65,6 +71,7 @@ class PairStream:
         self, photos: Sequence[Tensor | Photo], tasks: Sequence[str], crop: int, batch: int, seed: int,
         dead_leaves_share: float, severity: tuple[float, float], pool: int, refresh: int,
         paired: Mapping[str, Sequence[Pair]] | None = None, mixed: float = 0.0,
+        device: torch.device | str | None = None,
     ):  # fmt: skip
         low, high = severity
         if not photos or not tasks or min(crop, batch, pool, refresh) < 1:
@@ -81,15 +88,19 @@ class PairStream:
         self.pool, self.refresh = pool, refresh
         self._photos = [Photo.of(photo) for photo in photos]
         self._scales = [photo.scales(crop) for photo in self._photos]
-        self._cumulative = _cumulative(self._photos)
+        self._cumulative = _cumulative(photo.shape[1:] for photo in self._photos)
         self._leaf_size = max(2 * crop, 16)
-        self._leaves: dict[int, Tensor] = {}
+        self._leaves: dict[int, Photo] = {}
         self._paired = {
-            word: [(_at_least(p.degraded, crop), _at_least(p.ideal, crop)) for p in found]
+            word: [(Photo.of(p.degraded), Photo.of(p.ideal)) for p in found]
             for word, found in (paired or {}).items()
             if found
         }
-        self._paired_cumulative = {word: _cumulative([i for _, i in found]) for word, found in self._paired.items()}
+        self._paired_cumulative = {
+            word: _cumulative([max(side, crop) for side in ideal.shape[1:]] for _, ideal in found)
+            for word, found in self._paired.items()
+        }
+        self.device = None if device is None else torch.device(device)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step (0, 1, 2, ...): the same bytes whichever batches were made before."""
@@ -97,23 +108,31 @@ class PairStream:
         task = torch.tensor([(step * self.rows + row) % len(self.tasks) for row in range(self.rows)])
         low, high = self.severity
         severity = torch.rand(self.rows, generator=generator) * (high - low) + low
-        ideal = torch.empty(self.rows, 3, self.crop, self.crop)
-        degraded = torch.empty_like(ideal)
-        photos = [self._row(row, int(task[row]), step, ideal, degraded, generator) for row in range(self.rows)]
-        ready = torch.tensor([index is None for index in photos])
-        photo = torch.tensor([-1 if index is None else index for index in photos])
+        rows = [self._row(int(index), step, generator) for index in task]
+        ready = torch.tensor([len(crops) == 2 for _, crops in rows])
+        photo = torch.tensor([index for index, _ in rows])
         severity[ready] = math.nan
         second, level = self._second(task, ready, generator)
-        degraded = torch.where(ready[:, None, None, None], degraded, ideal)
+        ideal = self._cut([crops[-1] for _, crops in rows])
+        degraded = ideal.clone()
+        if ready.any():
+            degraded[ready.nonzero()[:, 0].to(ideal.device)] = self._cut([crops[0] for _, crops in rows if crops[1:]])
         for word in IN_ORDER:
             if word not in self.tasks:
                 continue
             index = self.tasks.index(word)
-            rows = ((task == index) & ~ready) | (second == index)
-            if rows.any():
-                severities = torch.where(second == index, level, severity)[rows]
-                degraded[rows] = degrade(word, degraded[rows], severities, generator)
+            hit = ((task == index) & ~ready) | (second == index)
+            if hit.any():
+                severities = torch.where(second == index, level, severity)[hit]
+                where = hit.nonzero()[:, 0].to(ideal.device)
+                function = degrade if self.device is None else degrade_at_once
+                degraded[where] = function(word, degraded[where], severities, generator)
         return Batch(degraded, ideal, task, severity, second, photo)
+
+    def _cut(self, crops: Sequence[Crop]) -> Tensor:
+        if self.device is None:
+            return torch.stack([cut(crop, self.crop) for crop in crops])
+        return crops_at_once(crops, self.crop, self.device)
 
     def _second(self, task: Tensor, ready: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Of each row the further task, or -1, and its severity."""
@@ -130,81 +149,36 @@ class PairStream:
         rows = (u[0] < self.mixed) & ~ready & (task[:, None] == degrading).any(1)
         return torch.where(rows, other, second), u[2] * (high - low) + low
 
-    def _row(self, row: int, task: int, step: int, ideal: Tensor, degraded: Tensor, generator: Generator) -> int | None:
-        """Fill the row's ideal crop; returns the photo's index, -1 for dead leaves, or None if it is from a ready-made
-        pair, which then has filled the degraded crop as well."""
+    def _row(self, task: int, step: int, generator: Generator) -> tuple[int, tuple[Crop, ...]]:
+        """The photo's index, -1 if it is none of the stream's, and its crop; of a ready-made pair the degraded and the
+        ideal one."""
         u = torch.rand(12, generator=generator, dtype=torch.float64).tolist()
-        word = self.tasks[task]
+        word, drawn = self.tasks[task], ((u[3], u[4]), u[5])
         if word in self._paired and u[0] < 0.5:
-            index = bisect.bisect_right(self._paired_cumulative[word], u[2])
-            for image, target in zip(self._paired[word][index], (degraded, ideal), strict=True):
-                target[row] = _cut(image, self.crop, u[3], u[4], u[5])
-            return None
-        photo = -1
+            pair = self._paired[word][bisect.bisect_right(self._paired_cumulative[word], u[2])]
+            return -1, tuple(Crop(picture, 1.0, *drawn) for picture in pair)
         if u[1] < self.dead_leaves_share:
             first = step // self.refresh
-            image = self._leaf(first + int(u[2] * self.pool), first)
-        else:
-            photo = bisect.bisect_right(self._cumulative, u[2])
-            scales = self._scales[photo]
-            image = _at_least(self._photos[photo].at(scales[int(u[6] * len(scales))]), self.crop)
-        ideal[row] = _recolour(as_floats(_cut(image, self.crop, u[3], u[4], u[5])), u[7:])
-        return photo
+            return -1, (Crop(self._leaf(first + int(u[2] * self.pool), first), 1.0, *drawn, u[7:]),)
+        index = bisect.bisect_right(self._cumulative, u[2])
+        scales = self._scales[index]
+        return index, (Crop(self._photos[index], scales[int(u[6] * len(scales))], *drawn, u[7:]),)
 
-    def _leaf(self, index: int, first: int) -> Tensor:
+    def _leaf(self, index: int, first: int) -> Photo:
         if index not in self._leaves:
             generator = Generator().manual_seed(_mix(self.seed, 2, index))
-            self._leaves[index] = dead_leaves(self._leaf_size, [photo.pixels for photo in self._photos], generator)
+            leaves = dead_leaves(self._leaf_size, [photo.pixels for photo in self._photos], generator)
+            self._leaves[index] = Photo.of(leaves)
             if len(self._leaves) > 2 * self.pool:
                 for old in [i for i in self._leaves if not first <= i < first + self.pool]:
                     del self._leaves[old]
         return self._leaves[index]
 
 
-def _cumulative(images: Sequence[Tensor | Photo]) -> list[float]:
-    """Upper ends of the images' shares of [0, 1), each proportional to the square root of the area."""
-    weights = [math.sqrt(i.shape[1] * i.shape[2]) for i in images]
+def _cumulative(sizes: Iterable[Sequence[int]]) -> list[float]:
+    """Upper ends of the images' shares of [0, 1), each proportional to the square root of the area; of their sizes."""
+    weights = [math.sqrt(height * width) for height, width in sizes]
     return [*itertools.accumulate(w / sum(weights) for w in weights[:-1])]
-
-
-def _at_least(image: Tensor, side: int) -> Tensor:
-    """The image, mirrored below and to the right until both sides reach ``side``."""
-    for dim in (1, 2):
-        while image.shape[dim] < side:
-            mirrored = image.flip(dim).narrow(dim, 0, min(image.shape[dim], side - image.shape[dim]))
-            image = torch.cat((image, mirrored), dim)
-    return image
-
-
-def _cut(image: Tensor, crop: int, v: float, u: float, pose: float) -> Tensor:
-    """The crop at the relative place (v, u), in one of the eight poses of a square; v, u, pose in [0, 1)."""
-    top = int(v * (image.shape[1] - crop + 1))
-    left = int(u * (image.shape[2] - crop + 1))
-    piece = image[:, top : top + crop, left : left + crop]
-    pose = int(pose * 8)
-    if pose & 1:
-        piece = piece.flip(2)
-    if pose & 2:
-        piece = piece.flip(1)
-    return piece.transpose(1, 2) if pose & 4 else piece
-
-
-def _recolour(image: Tensor, u: Sequence[float]) -> Tensor:
-    """Another light and palette for a crop (3, H, W): hue, saturation, contrast and brightness from u in [0, 1)^5.
-
-    Few photos mean few palettes, and a restorer that has seen only those takes every pale one for haze. Hue turns by
-    up to 1 rad about the grey axis, saturation is scaled by 0.3 to 1.2, contrast by 0.8 to 1.1, and brightness shifts
-    by up to 0.1; a quarter of the crops stay as they are.
-    """
-    if u[0] < 0.25:
-        return image
-    turn, saturation, contrast, shift = 2 * u[1] - 1, 0.3 + 0.9 * u[2], 0.8 + 0.3 * u[3], 0.2 * u[4] - 0.1
-    cosine, sine = saturation * math.cos(turn), saturation * math.sin(turn) / math.sqrt(3)
-    same, next_, last = (1 + 2 * cosine) / 3, (1 - cosine) / 3 - sine, (1 - cosine) / 3 + sine
-    matrix = contrast * torch.tensor([[same, next_, last], [last, same, next_], [next_, last, same]])
-    pixels = image.reshape(3, -1)
-    mean = pixels.mean(1, keepdim=True)
-    return torch.addmm(mean + shift - matrix @ mean, matrix, pixels).clamp_(0, 1).view_as(image)
 
 
 def _mix(*numbers: int) -> int:

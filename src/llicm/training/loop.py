@@ -100,9 +100,9 @@ class Trainer:
             name: [p for key, p in part.named_parameters() if not key.endswith("quantiles")]
             for name, part in self.parts.items()
         }
-        trained = [p for part in self.parameters.values() for p in part]
-        optimizer = torch.optim.Adam(trained, lr=lr, betas=(0.9, 0.99), foreach=True)
-        self.decay, self.average = average, [p.detach().clone() for p in trained] if average else []
+        self.trained = [p for part in self.parameters.values() for p in part]
+        optimizer = torch.optim.Adam(self.trained, lr=lr, betas=(0.9, 0.99), foreach=True)
+        self.decay, self.average = average, [p.detach().clone() for p in self.trained] if average else []
         self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
         self.step, self.rows, self.window = first, [], []  # type: int, list[dict], list[dict]
         self.pretrained: dict[str, dict[str, Tensor]] | None = None
@@ -139,6 +139,7 @@ class Trainer:
     def _update(self) -> dict | None:
         started = time.perf_counter()
         # In this process: on few cores a loader of its own takes more from the update than it gives (measured).
+        # A stream on a GPU only queues its work there, and so does all below up to the end of the window.
         batch = self.stream.batch(self.step)
         device = self.accelerator.device
         x, ideal = (t.to(device, memory_format=torch.channels_last) for t in (batch.degraded, batch.ideal))
@@ -150,8 +151,10 @@ class Trainer:
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             level, lmbda = self._levels(len(x), device)
             first = self._hints(batch) if "prefilter" in self.parts else None
-            with self.accelerator.autocast():
-                prefiltered = self.system.prefiltered(x, first)
+            prefiltered = x
+            if self.system.prefilter is not None:
+                with self.accelerator.autocast():
+                    prefiltered = self.system.prefiltered(x, first)
             coded = prefiltered
             if self.transcoder is not None:
                 coded, level = self.transcoder(prefiltered)
@@ -167,7 +170,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.decay:  # slower than the mean of all weights so far, so that the first ones are soon forgotten
-            weights = [p.detach() for part in self.parameters.values() for p in part]
+            weights = [p.detach() for p in self.trained]
             torch._foreach_lerp_(self.average, weights, 1 - min(self.decay, self.step / (self.step + 9)))
         single = batch.task.where(batch.second < 0, -1)  # the log is by task; a mixed row is of none
         self.window.append(_measure(loss, bpp, output, x, ideal, single))
@@ -198,11 +201,14 @@ class Trainer:
 
     def _close_window(self) -> dict:
         rows, self.window = self.window, []
+        for number in ("loss", "bpp"):
+            for r in rows:
+                r[number] = float(r[number])
         if not all(math.isfinite(r["loss"]) for r in rows):
             raise UserError(f"training diverged before step {self.step}: lower training.lr in params.yaml")
         row: dict[str, Any] = {"step": self.step}
         row |= {key: sum(r[key] for r in rows) / len(rows) for key in ("loss", "bpp")}
-        task, before, after = (torch.cat([r[k] for r in rows]) for k in ("task", "before", "after"))
+        task, before, after = (torch.cat([r[k] for r in rows]).cpu() for k in ("task", "before", "after"))
         for i, name in enumerate(self.tasks):
             if (task == i).any():
                 row[f"psnr_degraded/{name}"] = float(before[task == i].mean())
@@ -218,8 +224,7 @@ class Trainer:
     @torch.no_grad()
     def use_average(self) -> None:
         """Put the average of the weights in their place, for use; training then does not go on from there."""
-        weights = [p for part in self.parameters.values() for p in part]
-        for weight, average in zip(weights, self.average, strict=bool(self.decay)):
+        for weight, average in zip(self.trained, self.average, strict=bool(self.decay)):
             weight.copy_(average)
 
     def state(self) -> dict:
@@ -241,7 +246,8 @@ class Trainer:
 
 @torch.no_grad()
 def _measure(loss: Tensor, bpp: Tensor, output: Output, x: Tensor, ideal: Tensor, task: Tensor) -> dict:
+    # left where they are: to look at a number is to wait for the device
     return {
-        "loss": float(loss), "bpp": float(bpp.mean()), "task": task,
-        "before": psnr(x, ideal).cpu(), "after": psnr(output.enhanced.detach().clamp(0, 1), ideal).cpu(),
+        "loss": loss.detach(), "bpp": bpp.detach().mean(), "task": task,
+        "before": psnr(x, ideal), "after": psnr(output.enhanced.detach().clamp(0, 1), ideal),
     }  # fmt: skip
