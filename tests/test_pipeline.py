@@ -171,7 +171,7 @@ def manifests(clone):
     ("module", "stages"),
     [
         ("src/llicm/report/figures.py", {"figures"}),
-        ("src/llicm/codec/mean_scale.py", None),
+        ("src/llicm/codec/context.py", None),
         ("src/llicm/restore/direct.py", None),
     ],
 )
@@ -181,7 +181,7 @@ def test_an_edited_module_reruns_the_stages_that_import_it(clone, altered, modul
     assert stages is None or expected == stages
     if "direct" in module:
         assert "train@restorer" in expected and "train@rdo" not in expected
-    if "mean_scale" in module:
+    if "codec/context" in module:
         assert {"train@rdo", "train@llicm"} <= expected and "degrade" not in expected
     altered(module, "# SPDX", "# Edited.\n# SPDX")
     assert set(clone.stale()) == {"code"}

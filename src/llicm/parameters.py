@@ -292,7 +292,7 @@ class Parameters(_Group):
     root: Text
     """Path from this file's folder to the repository: '.' for the default study, '../..' for a profile."""
     init: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    """Folder of init/ whose weights take the place of pretraining: 'published', or 'scratch', which has none."""
+    """Folder of init/ whose weights take the place of pretraining: 'context', 'published', or 'scratch', of none."""
     photos: Text
     """Folder of clean colour photos, relative to this file's folder or absolute; with subfolders train and test, or
     flat, then every third photo is for testing."""
