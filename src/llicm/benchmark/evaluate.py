@@ -100,7 +100,8 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
                 with clock(name):
                     ideal = pair.ideal[None] if metric.needs_reference else None
                     values[name] = float(metric(coded.output[None], ideal)[0])
-            if method.order == "alone" or len(plan.methods) == 1 and method.order == "after":
+            # where they are shown: each costs a pass of the network
+            if not extra and (method.order == "alone" or method.role == "test"):
                 with clock("probes"):
                     values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
                     if runner.network is not None:
