@@ -8,8 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from llicm.codec.learned import LearnedCodec
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
+from llicm.model import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def photos() -> dict[str, Tensor]:
     """The study's test photos by name, (3, H, W)."""
     return {path.stem: read_image(path) for path in list_images(ROOT / "data" / "test")}
+
+
+def codecs() -> dict[str, LearnedCodec]:
+    """The codec of the published model, and the one that the quick run starts from, by name."""
+    files = [ROOT / "init" / name / "llicm.safetensors" for name in ("published", "context")]
+    return {codec.config["name"]: codec for path in files if path.is_file() for codec in [load_model(path).codec]}
 
 
 def machine() -> str:

@@ -3,6 +3,10 @@
 
 `make exactness` writes docs/exactness.md. For the rate two codecs are trained as the study trains its own, one as it
 is and one whose hyper-synthesis is an ordinary float network of the same size, and both compress the test photos.
+
+    python bench/exactness.py --settings
+
+looks only at the settings, and leaves what the page says of the costs.
 """
 
 import argparse
@@ -12,26 +16,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, photos, table, write_page
+from common import ROOT, codecs, photos, table, write_page
 from torch.nn import functional as F
 
 from llicm import integer
 from llicm.benchmark.bdrate import bd
 from llicm.codec import learned
 from llicm.codec.bitstream import unpack
+from llicm.codec.learned import LearnedCodec
 from llicm.data.corpus import load_photos
-from llicm.model import load_model
 from llicm.parameters import Parameters, load
 from llicm.report.show import psnr
+from llicm.weights import load_part, save_part
 
-LEVELS = (0, 1.5, 3, 4)
 SETTINGS = {
     "2 threads (reference)": {},
     "1 thread": {"threads": 1},
+    "3 threads": {"threads": 3},
+    "4 threads": {"threads": 4},
+    "other order, four files at a time": {"at_once": 4},
     "without oneDNN": {"onednn": 0},
     "contiguous instead of channels-last": {"channels_last": 0},
     "AVX2 kernels": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
@@ -39,35 +47,39 @@ SETTINGS = {
 }
 
 
-def probe(folder: Path, out: Path, threads: int, onednn: int, channels_last: int) -> None:
+def probe(folder: Path, out: Path, threads: int, onednn: int, channels_last: int, at_once: int) -> None:
     """Decode every file of a folder, and encode its photo anew, in this process."""
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(bool(onednn))
-    codec, found, pictures = load_model().codec, [], {}
+    codec, images = load_part("codec", folder / "codec.safetensors"), photos()
     codec.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    images = photos()
-    for path in sorted(folder.glob("*.llicm")):
+
+    def look(path: Path) -> tuple[str, bool, bool, np.ndarray]:
         data = path.read_bytes()
         stream = unpack(data)
         latent = codec.latent(stream)
         symbols = b"".join(value.contiguous().numpy().tobytes() for value in latent)
         again = codec.code(*latent, stream.frame) == stream.payload
         own = codec.compress(images[path.stem.split("@")[0]], stream.level) == data
-        found.append((hashlib.sha256(symbols).hexdigest(), again, own))
-        pictures[path.stem] = codec.decompress(data)[0].numpy()
-    np.savez(out, symbols=[f[0] for f in found], again=[f[1] for f in found], own=[f[2] for f in found], **pictures)
+        return hashlib.sha256(symbols).hexdigest(), again, own, codec.decompress(data)[0].numpy()
+
+    paths = sorted(folder.glob("*.llicm"), reverse=at_once > 1)
+    with ThreadPoolExecutor(at_once) as workers:
+        found = dict(sorted(zip([path.stem for path in paths], workers.map(look, paths), strict=True)))
+    lists = {name: [f[n] for f in found.values()] for n, name in enumerate(("symbols", "again", "own"))}
+    np.savez(out, **lists, **{name: f[3] for name, f in found.items()})
 
 
-def settings_table() -> str:
-    codec, rows, reference = load_model().codec, [], None
+def settings_table(codec: LearnedCodec) -> str:
+    rows, reference = [], None
     with tempfile.TemporaryDirectory() as folder:
+        save_part(codec, Path(folder, "codec.safetensors"))
         for name, x in photos().items():
-            for level in LEVELS:
-                Path(folder, f"{name}@{level}.llicm").write_bytes(codec.compress(x, level))
+            for level in np.linspace(0, codec.levels - 1, 4):
+                Path(folder, f"{name}@{level:g}.llicm").write_bytes(codec.compress(x, level))
         for name, setting in SETTINGS.items():
-            options = {"threads": 2, "onednn": 1, "channels_last": 1} | {
-                k: v for k, v in setting.items() if k.islower()
-            }
+            options = {"threads": 2, "onednn": 1, "channels_last": 1, "at_once": 1}
+            options |= {k: v for k, v in setting.items() if k in options}
             out = Path(folder, "found.npz")
             subprocess.run(
                 [sys.executable, __file__, "--probe", folder, str(out), *map(str, options.values())],
@@ -159,15 +171,21 @@ def median_ms(function, repeats: int = 30) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--probe", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--probe", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", action="store_true", help="measure no cost")
     parser.add_argument("--updates", type=int, help="train for so many updates; default: as in params.yaml")
     arguments = parser.parse_args()
     if arguments.probe:
         folder, out, *numbers = arguments.probe
         return probe(Path(folder), Path(out), *map(int, numbers))
-    settings = settings_table()
-    cost, time_line = cost_table(arguments.updates)
-    write_page("exactness", ["## The same under other settings", settings, "## What it costs", cost, time_line])
+    parts = ["## The same under other settings"]
+    for name, codec in codecs().items():
+        parts += [f"The codec `{name}`:", settings_table(codec)]
+    if arguments.settings:
+        text = (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
+        kept = text.split("## What it costs\n\n")[1].split("\n\n*")[0]
+        return write_page("exactness", [*parts, "## What it costs", kept])
+    write_page("exactness", [*parts, "## What it costs", *cost_table(arguments.updates)])
 
 
 if __name__ == "__main__":

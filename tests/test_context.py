@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -331,6 +332,39 @@ def test_threads_libraries_and_layout_change_no_symbol(codec, image, settings_of
         expected = expected or found
         assert found == expected
     codec.to(memory_format=torch.channels_last)
+
+
+def test_order_and_company_of_pictures_change_no_byte(codec, image, tmp_path):
+    """One after the other in either order, or at the same time in one process."""
+    save_part(codec, tmp_path / "codec.safetensors")
+    pictures = [image, smooth(64, 200), smooth(130, 70)]
+    files = [codec.compress(x, 2.3) for x in pictures]
+    values = [values_of(codec, data) for data in files]
+    other = load_part("codec", tmp_path / "codec.safetensors")
+    for n in (2, 1, 0):
+        assert torch.equal(values_of(other, files[n]), values[n]) and other.compress(pictures[n], 2.3) == files[n]
+    third = load_part("codec", tmp_path / "codec.safetensors")
+    with ThreadPoolExecutor(3) as workers:
+        assert list(workers.map(lambda x: third.compress(x, 2.3), 2 * pictures)) == 2 * files
+        assert all(map(torch.equal, workers.map(lambda data: values_of(third, data), 2 * files), 2 * values))
+
+
+def test_tables_and_values_are_those_of_the_first_edition():
+    """What a format's decoder must compute, from weights and symbols that are the same everywhere."""
+    codec, random = fresh(M=48, features=40), np.random.RandomState(0)
+    with torch.no_grad():
+        for name, parameter in sorted(codec.named_parameters()):
+            strength = 2048 if name.startswith("linear") else 512
+            parameter.copy_(torch.from_numpy(random.randint(-255, 256, parameter.shape) / strength))
+    codec.offsets.copy_(torch.from_numpy(random.randint(-200, 300, codec.offsets.shape)))
+    z, digest = torch.from_numpy(random.randint(-9, 10, (1, 8, 3, 5))).float(), hashlib.sha256()
+    codec.eval()
+    for level in (0, 1.3, 3):
+        found = codec._walk(z, level, lambda part, at, t, means: torch.from_numpy(random.randint(-3, 4, means.shape)))
+        for part in found:
+            digest.update(part.contiguous().numpy().astype("<i4").tobytes())
+    assert len(found[0].unique()) > 40
+    assert digest.hexdigest() == "6113bd9549665e6479cbcce1a88a4fc8edef9bffc165d29cb879a218e844f6da"
 
 
 def test_mixed_precision_around_it_changes_nothing(codec, image):

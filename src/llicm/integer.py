@@ -32,9 +32,14 @@ def quantize_ste(x: Tensor) -> Tensor:
     return (torch.round(x) - x).detach() + x if torch.is_grad_enabled() else torch.round(x)
 
 
+def onednn(x: Tensor) -> bool:
+    """Whether oneDNN's own operations can be asked for."""
+    return x.device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
 def products(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Rows (n, inputs) by weight (outputs, inputs), plus bias (outputs,): (n, outputs), of such integers in float32."""
-    if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+    if onednn(rows):
         # oneDNN has kernels for all processors; MKL, which F.linear takes, is half as fast on AMD's
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return F.linear(rows, weight, bias)

@@ -24,7 +24,7 @@ from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_l
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
-from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate, onednn
 from llicm.limits import as_pictures, check_size, is_grey
 from llicm.strips import by_strips
 from llicm.transforms import BlockDCT, squash
@@ -64,7 +64,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.film(torch.stack([level, level.square()], 1))[..., None, None].chunk(2, 1)
-        return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
+        if len(x) > 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or not onednn(x):
+            return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
+        # of one picture FiLM goes into the weights; activation and sum are done while the products are at hand
+        weight, bias = self.conv1.weight * (1 + scale[0, ..., None]), self.conv1.bias * (1 + scale[0, :, 0, 0])
+        convolve, how = torch.ops.mkldnn._convolution_pointwise, ([1, 1], [1, 1], [1, 1], 1)
+        inner = convolve(x, weight, bias + shift[0, :, 0, 0], *how, "gelu", [], "tanh")
+        return convolve.binary(inner, x, self.conv2.weight, self.conv2.bias, *how, "add", 1.0, None, [], None)
 
 
 class Transform(nn.ModuleList):
