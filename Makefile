@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -97,6 +97,9 @@ exactness: data model ## decode under other settings; what exactness costs (docs
 
 rate: data model ## how close files come to the size asked for (docs/rate.md)
 	.venv/bin/python bench/rate.py
+
+effort: data model ## what encoder effort gains and takes (docs/effort.md; OPTIONS="--model FILE --photos FOLDER")
+	.venv/bin/python bench/effort.py $(OPTIONS)
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
 	rm -rf build artifacts executed report .run .pytest_cache .ruff_cache

@@ -224,7 +224,9 @@ def plain_passes(codec, y, unit, context):
             rounded = (y_k - here).detach().round() + (y_k - here) - (y_k - here).detach() + here
             known, mean = known + mask * rounded / u, mean + mask * here
             scale = scale + mask * u * torch.exp2(log_scale.clamp(-14, 8))
-        likelihoods.append(codec._likelihood(y_k - mean, scale))
+        residual = y_k - mean
+        rounded = residual.detach().round() + residual - residual.detach()
+        likelihoods.append(codec._likelihood(rounded, scale, False))
         decoded.append(known * u)
         if k + 1 < len(codec.groups):
             context = context + codec.after[k](context_seen(known))

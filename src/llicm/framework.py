@@ -135,13 +135,16 @@ class LLICM(nn.Module):
         return check_finite(restored, "the prefiltered picture").clamp(0, 1)
 
     @torch.no_grad()
-    def compress(self, x: Tensor, level: float) -> bytes:
+    def compress(self, x: Tensor, level: float, effort: int = 0) -> bytes:
         """X (3, H, W) in [0, 1], one picture, to the bytes of a `.llicm` file: the same under autocast.
 
+        Args:
+            effort: gradient steps on the latent of this picture (see `llicm.codec.effort`), up to 10,000; 0 for none.
+
         Raises:
-            PictureError: X is no such picture. ValueError: it is too large, or the level is no number.
+            PictureError: X is no such picture. ValueError: it is too large, or level or effort is no such number.
         """
-        return self.codec.compress(self.prefiltered(as_pictures(x, 3)), level)
+        return self.codec.compress(self.prefiltered(as_pictures(x, 3)), level, effort)
 
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)  # where files are coded

@@ -45,8 +45,8 @@ class Codec(Protocol):
     def update(self) -> None:
         """Make the entropy coder's tables from the trained weights; once, before saving or coding."""
 
-    def compress(self, x: Tensor, level: float) -> bytes:
-        """X (3, H, W) in [0, 1] to the bytes of a file."""
+    def compress(self, x: Tensor, level: float, effort: int = 0) -> bytes:
+        """X (3, H, W) in [0, 1] to the bytes of a file, with so many steps of refinement, if the codec has any."""
 
     def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Bytes of a file to X̂ (3, H, W) in [0, 1] and the level; raises BitstreamError."""

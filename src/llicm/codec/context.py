@@ -49,6 +49,7 @@ from llicm.codec.learned import (
     Block,
     HyperSynthesis,
     LearnedCodec,
+    Quantizer,
     Transform,
     bands,
     hyper_analysis,
@@ -56,7 +57,6 @@ from llicm.codec.learned import (
 )
 from llicm.codec.priors import FactorisedPrior
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, products, quantize_ste
-from llicm.limits import as_pictures
 from llicm.registry import CODECS
 from llicm.transforms import BlockDCT, squash
 
@@ -352,32 +352,24 @@ class ContextCodec(LearnedCodec):
                 count += blocks.shape[1]
         self.spread.copy_((total / count).clamp_min(2.0**-12).view_as(self.spread))
 
-    def forward(self, x: Tensor, level: Tensor) -> dict:
-        """Training pass: noise for the rate, straight-through rounding for context and decoder.
-
-        Args:
-            x: (N, 3, H, W) in [0, 1], sides multiples of 64. level: (N,) in [0, levels - 1].
-
-        Returns:
-            `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
-        """
-        x = as_pictures(x)
+    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
         gain, inverse = self.gains(level)
-        y = self._analyse(x, level, gain)
-        z = self.h_a(squash(y)).float()
-        with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
+        with torch.autocast(y.device.type, enabled=False):  # likelihoods need float32
             z_likelihoods = self.eb_z(z)
         place = (_PLACE * self.relative_level(level)).round()
         context = self._start(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT)), place, z.shape[2])
-        y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context)
+        y_hat, y_likelihoods = self._train_passes(y, gain * self.spread, context, quantize)
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
 
-    def _train_passes(self, y: Tensor, unit: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _train_passes(
+        self, y: Tensor, unit: Tensor, context: Tensor, quantize: Quantizer | None = None
+    ) -> tuple[Tensor, Tensor]:
         """All passes, as `_walk` makes them, in floats.
 
         Args:
             y: (N, M, h, w), and unit: (N, M, 1, 1), the spreads; in quantiser steps. context: features (N, C, h, w).
+            quantize: see `estimate`.
 
         Returns:
             ŷ and the likelihoods of its symbols, both like y.
@@ -388,7 +380,7 @@ class ContextCodec(LearnedCodec):
         def planes(rows: Tensor) -> Tensor:
             return rows.unflatten(1, grid).permute(0, 3, 1, 2)
 
-        decoded, likelihoods = [], []
+        decoded, likelihoods, noisy = [], [], self.training and quantize is None
         for k, part in enumerate(self._slices):
             y_k, u = y[..., part], unit[..., part]
             known = torch.zeros_like(y_k)  # what is decoded, in units of the spread
@@ -402,11 +394,12 @@ class ContextCodec(LearnedCodec):
                     mean = mean + self._rows(self.linear[k][p - 1](planes(known)))[:, at]
                 mean = u * mean
                 residual = y_k[:, at] - mean
-                known = known.index_copy(1, at, (quantize_ste(residual) + mean) / u)
-                residuals.append(residual)
+                symbols = (quantize or quantize_ste)(residual)
+                known = known.index_copy(1, at, (symbols + mean) / u)
+                residuals.append(residual if noisy else symbols)
                 scales.append(u * torch.exp2(log_scale.clamp(-14, 8)))
             back = torch.cat(order).argsort()
-            likelihoods.append(self._likelihood(torch.cat(residuals, 1), torch.cat(scales, 1))[:, back])
+            likelihoods.append(self._likelihood(torch.cat(residuals, 1), torch.cat(scales, 1), noisy)[:, back])
             decoded.append(known * u)
             if k + 1 < len(self.groups):
                 context = context + self._rows(self.after[k](planes(_seen(known))))
@@ -416,10 +409,12 @@ class ContextCodec(LearnedCodec):
     def _rows(planes: Tensor) -> Tensor:
         return planes.permute(0, 2, 3, 1).flatten(1, 2)
 
-    def _likelihood(self, residual: Tensor, scale: Tensor) -> Tensor:
-        """Of a residual (rounded; in training with uniform noise) under a Laplace distribution of this deviation."""
-        noisy = residual + torch.empty_like(residual).uniform_(-0.5, 0.5) if self.training else residual.round()
-        size, slope = noisy.abs(), math.sqrt(2) / scale.clamp_min(2 ** (FIRST_SCALE / OCTAVE))
+    @staticmethod
+    def _likelihood(residual: Tensor, scale: Tensor, noisy: bool) -> Tensor:
+        """Of a residual (rounded, or with uniform noise added here) under a Laplace distribution of this deviation."""
+        if noisy:
+            residual = residual + torch.empty_like(residual).uniform_(-0.5, 0.5)
+        size, slope = residual.abs(), math.sqrt(2) / scale.clamp_min(2 ** (FIRST_SCALE / OCTAVE))
         near = 0.5 * torch.exp(-(size - 0.5).abs() * slope)
         upper = torch.where(size > 0.5, near, 1 - near)
         return (upper - 0.5 * torch.exp(-(size + 0.5) * slope)).clamp_min(1e-9)

@@ -12,7 +12,7 @@ levels); Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llicm.codec.bitstream import LEVEL_UNIT, Bitstream, frame, pack, quantize_level, unpack
+from llicm.codec.effort import better, check_effort, refine
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
@@ -31,7 +32,7 @@ from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
 
 __all__ = [
-    "HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Transform", "bands",
+    "HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Quantizer", "Transform", "bands",
     "hyper_analysis", "zeroed",
 ]  # fmt: skip
 
@@ -42,6 +43,8 @@ HYPER_LIMIT = 127  # of the hyper-latent's symbols: h_s takes 8-bit integers
 # Scales of the latent are whole numbers of 1/64 octave; tables stand at every eighth.
 OCTAVE = 64
 TABLE_STEP = 8
+
+Quantizer = Callable[[Tensor], Tensor]
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
@@ -121,8 +124,9 @@ def hyper_analysis(N: int, M: int) -> nn.Sequential:
 class LearnedCodec(nn.Module):
     """Variable-rate codec on a block DCT with gains and a hyper-latent.
 
-    A codec builds `h_a`, `h_s` and `eb_z` (after `g_s`, whose end is its own), says how likely symbols of y are
-    (`_likely`), and goes through the latent as encoder and decoder (`_encode`, `_decode`).
+    A codec builds `h_a`, `h_s` and `eb_z` (after `g_s`, whose end is its own), says what latents cost and give
+    (`estimate`) and how likely symbols of y are (`_likely`), and goes through the latent as encoder and decoder
+    (`_encode`, `_decode`).
 
     Args:
         name: of the codec in params.yaml.
@@ -175,6 +179,28 @@ class LearnedCodec(nn.Module):
     def unit(self) -> Tensor:
         """Usual spread (1, M, 1, 1) of each coefficient, of pixels in [0, 1]: what networks measure them in."""
         return self.dct.std
+
+    def forward(self, x: Tensor, level: Tensor) -> dict:
+        """Training pass: noise for the rate, straight-through rounding for context and decoder.
+
+        Args:
+            x: (N, 3, H, W) in [0, 1], sides multiples of 64. level: (N,) in [0, levels - 1].
+
+        Returns:
+            `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
+        """
+        x = as_pictures(x)
+        y = self._analyse(x, level, self.gains(level)[0])
+        return self.estimate(y, self.h_a(squash(y)).float(), level)
+
+    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
+        """What `forward` returns, of the latents y (N, M, 4 h, 4 w) and z (N, C, h, w) before rounding.
+
+        Args:
+            quantize: differences of y from its means to what stands for their symbols, in rate and picture; without it
+                as in training, or rounded if that is over.
+        """
+        raise NotImplementedError
 
     def _likely(self, scale: float) -> np.ndarray:
         """Probabilities of the symbols -n to n of this standard deviation, and of all beyond."""
@@ -257,16 +283,17 @@ class LearnedCodec(nn.Module):
 
     @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
     @torch.no_grad()
-    def compress(self, x: Tensor, level: float) -> bytes:
+    def compress(self, x: Tensor, level: float, effort: int = 0) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
 
         Args:
             x: (3, H, W) in [0, 1], sides up to 16384 and 2^26 pixels. level: continuous, clamped to the trained range.
+            effort: gradient steps on the latent of this image (see `llicm.codec.effort`), up to 10,000; 0 for none.
 
         Raises:
-            PictureError: x is no such picture. ValueError: it is too large, or the level is no number.
+            PictureError: x is no such picture. ValueError: it is too large, or level or effort is no such number.
         """
-        x = as_pictures(x, 3)
+        x, effort = as_pictures(x, 3), check_effort(effort)
         grey, (height, width) = is_grey(x), x.shape[-2:]
         if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
@@ -283,9 +310,14 @@ class LearnedCodec(nn.Module):
         if not bool(torch.isfinite(z).all()) or not float(y.abs().max()) < SYMBOL_LIMIT / 2:
             raise ValueError("the latent is not finite or too large to code: the weights are damaged or not trained")
         z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
-        indexes, residual = self._encode(y, z_hat, level, gain)
-        payload = self.code(z_hat[0], indexes, residual, frame(height, width, level, grey))
-        return pack(Bitstream(self._id(), height, width, level, payload, grey))
+
+        def file(y: Tensor) -> bytes:
+            indexes, residual = self._encode(y, z_hat, level, gain)
+            payload = self.code(z_hat[0], indexes, residual, frame(height, width, level, grey))
+            return pack(Bitstream(self._id(), height, width, level, payload, grey))
+
+        data = file(y)
+        return better(self, x, data, file(refine(self, x, y, z_hat, level, effort))) if effort else data
 
     @torch.autocast("cpu", enabled=False)
     @torch.no_grad()

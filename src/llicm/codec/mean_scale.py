@@ -28,12 +28,19 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from llicm.codec.entropy import Decoder
-from llicm.codec.learned import HYPER_LIMIT, OCTAVE, HyperSynthesis, LearnedCodec, bands, hyper_analysis, zeroed
+from llicm.codec.learned import (
+    HYPER_LIMIT,
+    OCTAVE,
+    HyperSynthesis,
+    LearnedCodec,
+    Quantizer,
+    bands,
+    hyper_analysis,
+    zeroed,
+)
 from llicm.codec.priors import FactorisedPrior, GaussianPrior
 from llicm.integer import quantize_ste
-from llicm.limits import as_pictures
 from llicm.registry import CODECS
-from llicm.transforms import squash
 
 __all__ = ["MeanScaleHyperprior"]
 
@@ -54,28 +61,19 @@ class MeanScaleHyperprior(LearnedCodec):
         self.eb_z = FactorisedPrior(N)
         self.gaussian_y = GaussianPrior()
 
-    def forward(self, x: Tensor, level: Tensor) -> dict:
-        """Training pass: noise for the rate, straight-through rounding for the decoder.
-
-        Args:
-            x: (N, 3, H, W) in [0, 1], sides multiples of 64. level: (N,) in [0, levels - 1].
-
-        Returns:
-            `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
-        """
-        x = as_pictures(x)
+    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
         gain, inverse = self.gains(level)
-        y = self._analyse(x, level, gain)
-        z = self.h_a(squash(y)).float()
-        with torch.autocast(x.device.type, enabled=False):  # likelihoods need float32
+        with torch.autocast(y.device.type, enabled=False):  # likelihoods need float32
             # laid out by channel: the order in which noise is drawn, and so what a seed gives, is compressai's
             z_likelihoods = self.eb_z(z.transpose(0, 1).contiguous().transpose(0, 1)).contiguous()
         log_scale, mean = self.h_s(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))).chunk(2, 1)
         unit = gain * self.unit  # h_s predicts in units of each coefficient's usual standard deviation
         scales, means = unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
-        with torch.autocast(x.device.type, enabled=False):
-            y_likelihoods = self.gaussian_y(y, scales, means)
-        y_hat = quantize_ste(y - means) + means
+        symbols = (quantize or quantize_ste)(y - means)
+        with torch.autocast(y.device.type, enabled=False):
+            prior = self.gaussian_y
+            y_likelihoods = prior.likelihood(symbols, scales) if quantize else prior(y, scales, means)
+        y_hat = symbols + means
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
 

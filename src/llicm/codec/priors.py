@@ -126,6 +126,10 @@ class GaussianPrior(_Prior):
 
     def forward(self, y: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
         """Likelihood of each value of y, which gets noise in training and is rounded otherwise."""
-        size, scale = torch.abs(self.quantize(y, mean) - mean), self.lower_bound_scale(scale)
+        return self.likelihood(self.quantize(y, mean) - mean, scale)
+
+    def likelihood(self, difference: Tensor, scale: Tensor) -> Tensor:
+        """Likelihood of each difference from the mean, neither rounded nor with noise."""
+        size, scale = torch.abs(difference), self.lower_bound_scale(scale)
         upper, lower = (0.5 * torch.erfc(-(2**-0.5) * ((half - size) / scale)) for half in (0.5, -0.5))
         return self.likelihood_lower_bound(upper - lower)
