@@ -7,7 +7,6 @@ widths, whose weights are random.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from common import ROOT, photos, table, write_page
 from PIL import Image
 
 from llicm.codec.learned import LearnedCodec
-from llicm.files import write_atomically
+from llicm.files import json_text, write_atomically
 from llicm.framework import LLICM
 from llicm.model import load_model, save_model
 from llicm.registry import CODECS
@@ -75,7 +74,7 @@ def main() -> None:
     varied = LLICM(other(system.codec), system.restorer, system.conditioner, system.prefilter)
     systems["random codec"] = varied.eval()
     with tempfile.TemporaryDirectory() as folder:
-        source, coded, made = (Path(folder, name) for name in ("photo.png", "photo.llicm", "made.png"))
+        source, coded, made = (Path(folder, name) for name in ("photo.bmp", "photo.llicm", "made.jpg"))
         for name, part in systems.items():
             model = Path(folder, f"{name.split()[0]}.safetensors")
             save_model(part, model)
@@ -91,7 +90,7 @@ def main() -> None:
                         "file_bytes": coded.stat().st_size, "peak_mb": round(megabytes), "cpu_s": round(seconds, 1),
                     })  # fmt: skip
                     print(rows[-1], flush=True)
-    write_atomically(ROOT / "docs/memory.json", (json.dumps(rows, indent=1) + "\n").encode())
+    write_atomically(ROOT / "docs/memory.json", json_text(rows, 1).encode())
     shown = [
         {
             "picture": f"{row['width']}x{row['height']}", "MP": f"{row['megapixels']:.2f}", "model": row["model"],
