@@ -74,7 +74,7 @@ checksums: ## record the results that are published in git and that no lock cove
 	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
 	  | xargs md5sum > published.md5
 
-report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
+report: $(READY) ## write documents, results, notebooks, lineage and API as a site, report/index.html
 	.venv/bin/python -m llicm.provenance.site report
 
 smoke: data ## run the smoke profile in place (some 5 minutes)

@@ -126,14 +126,14 @@ def test_what_is_absent_is_told(repository):
 
 
 def test_a_survey_tells_of_all_stages_also_where_nothing_is_on_disk(repository):
-    found = survey(repository)
+    found = survey(Pipeline(repository))
     assert [stage["stage"] for stage in found.stages] == ["data.dvc", "train@a", "figures"]
     assert found.verified and found.artefact == "dvc.lock" and len(found.git["date"]) == 10
     links = set(found.links)
     assert ("figures", "artifacts/models", "train@a") in links
     for name in ("artifacts", "data", "results"):
         shutil.rmtree(repository / name)
-    found = survey(repository)
+    found = survey(Pipeline(repository))
     assert not found.verified and set(found.links) == links
 
 

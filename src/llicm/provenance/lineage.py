@@ -449,16 +449,8 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".", resolve: R
     return found
 
 
-def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage:
-    """All stages of a study as `trace` describes them, whether or not what they made is on disk.
-
-    Args:
-        root: the repository. profile: name of a folder below profiles/; None for the default study.
-
-    Raises:
-        UserError: the study has no dvc.lock, or one is damaged.
-    """
-    pipeline = Pipeline(root, profile)
+def survey(pipeline: Pipeline) -> Lineage:
+    """All stages of a study as `trace` describes them, whether or not what they made is on disk."""
     return _follow(pipeline.own, pipeline, pipeline.folder / "dvc.lock")
 
 
