@@ -198,7 +198,7 @@ class _Study:
             "## Stages", self._picture(list(self.stages), "."),
             _table(("stage", "state", "reads from", "run", "commit"), rows),
             "## Figures and tables", "\n".join(f"- [{_plain(file)}](/{page})" for file, page in shown.items()),
-            "[All result files](files.md)", _toctree(["notebooks", "files", *others]),
+            "[All result files](files.md) · [executed notebooks](notebooks.md)", _toctree(["files", *others]),
         )  # fmt: skip
         (self.source / self.place / "lineage.json").write_text(self.found.as_json(), encoding="utf-8")
 
