@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lineage on a small pipeline whose lock file is written by hand; tests/test_pipeline.py audits a real one."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -210,6 +211,18 @@ def test_a_result_changed_with_its_hash_in_the_lock_is_found(repository):
     assert finding.found == f"md5 {digest(repository / 'results/figures')}" and "`git checkout`" in finding.remedy
     (repository / "dvc.lock").write_text(text.replace("seed: 0", "seed: 1"))  # that is of the check `lock`
     assert audit(repository, checks=["history"]) == []
+
+
+def test_a_damaged_cache_is_not_believed(repository):
+    pipeline, path = Pipeline(repository), repository / "absent.json"
+    text = b'{"modules": {}}'
+    md5 = hashlib.md5(text).hexdigest()
+    cached = repository / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(text)
+    assert pipeline.locked(path, md5) == text
+    cached.write_bytes(b"{}")
+    assert pipeline.locked(path, md5) is None
 
 
 def test_without_git_the_history_is_unknown(repository, tmp_path):

@@ -205,7 +205,7 @@ class Pipeline:
         """A file's content, or DVC's listing of a folder, that had this MD5, if it is on disk or in DVC's cache."""
         cached = self.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
         place = path if path.is_file() and self.digest(path) == md5 else cached
-        return place.read_bytes() if place.is_file() else None
+        return place.read_bytes() if digest(place) == md5.removesuffix(".dir") else None  # a cache may be damaged
 
     def items(self, stage: Stage) -> Iterator[Item]:
         """All that a stage used and made."""
