@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort real clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -70,12 +70,11 @@ readme: $(READY) ## write the README, the documents and the results pages from t
 
 # README.md of results are rendered, and compared with that
 checksums: ## record the results that are published in git and that no lock covers, for `llicm audit`
-	@git ls-files profiles/study/results results/kodak results/timing docs/denoising.png docs/training-log.md \
-	  docs/conventional.csv docs/context-codec.json \
+	@git ls-files profiles/study/results results/kodak results/real results/timing docs/denoising.png docs/training-log.md \
 	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
 	  | xargs md5sum > published.md5
 
-report: $(READY) ## write documents, results, notebooks, lineage and API as a site, report/index.html
+report: $(READY) ## write the whole study as a folder of HTML pages, report/index.html
 	.venv/bin/python -m llicm.provenance.site report
 
 smoke: data ## run the smoke profile in place (some 5 minutes)
@@ -101,6 +100,10 @@ rate: data model ## how close files come to the size asked for (docs/rate.md)
 
 effort: data model ## what encoder effort gains and takes (docs/effort.md; OPTIONS="--model FILE --photos FOLDER")
 	.venv/bin/python bench/effort.py $(OPTIONS)
+
+real: model metrics ## the published models on pairs with a real degradation, which `llicm data add` has registered (docs/real.md)
+	.venv/bin/python bench/real.py
+	.venv/bin/python -m llicm.report.render
 
 clean: ## remove what the pipeline made and can make again; keeps .venv, results/ and DVC's cache
 	rm -rf build artifacts executed report .run .pytest_cache .ruff_cache

@@ -93,6 +93,13 @@ def test_files_are_joined_and_duplicates_refused(tmp_path):
     assert not (tmp_path / "d.csv").exists()
 
 
+def test_a_table_joined_of_others_has_each_row_once(tmp_path):
+    """Parts whose rows have the same labels: each was written as often as there were parts."""
+    parts = [pd.DataFrame([row(image=image)]) for image in "abc"]
+    write_records(pd.concat(parts), tmp_path / "joined.parquet")
+    assert list(read_records(tmp_path / "joined.parquet")["image"]) == ["a", "b", "c"]
+
+
 def test_bad_tables(tmp_path):
     with pytest.raises(UserError, match="no such file of records"):
         read_records(tmp_path / "absent.csv")

@@ -125,7 +125,7 @@ def _checked(records: pd.DataFrame, source: str) -> pd.DataFrame:
         faults = [f"lacks {', '.join(missing)}"] if missing else []
         faults += [f"has unknown {', '.join(map(str, unknown))}"] if unknown else []
         raise UserError(f"{source}: the table of records {' and '.join(faults)}; the columns are {', '.join(COLUMNS)}.")
-    records = records.loc[:, list(COLUMNS)].copy()
+    records = records.loc[:, list(COLUMNS)].reset_index(drop=True)  # joined tables have labels twice
     records["level"] = [_level_text(level) for level in records["level"]]
     try:
         for column in TEXT:

@@ -8,6 +8,7 @@ is committed. The pages of results/ and profiles/study/results are made by `llic
 | name in a template | what it reads |
 |---|---|
 | ``study``, ``quick``, ``kodak`` | `Results` of the published study, of the default study, and of its models on Kodak |
+| ``real`` | `Results` of its models on pairs with a real degradation |
 | ``measured(page)`` | the tables that a script of bench/ has written into docs/<page>.md |
 """
 
@@ -132,9 +133,13 @@ class Results:
         gap = 100 * (rows["bpp"] / rows["value"] - 1)
         return {"least": gap.min(), "median": gap.median(), "most": gap.max()}
 
+    def text(self, name: str) -> str:
+        """What is in tables/<name>.md."""
+        return _existing(self.tables / f"{name}.md").read_text(encoding="utf-8").rstrip()
+
     def cells(self, name: str) -> list[dict[str, str]]:
         """Rows of tables/<name>.md, as they are printed there."""
-        return _rows(_existing(self.tables / f"{name}.md").read_text(encoding="utf-8"))
+        return _rows(self.text(name))
 
     def updates(self, method: str) -> str:
         """Updates of a method's restorer."""
@@ -169,6 +174,7 @@ def environment(root: Path, finalize: Callable[[Any], Any] | None = None) -> jin
     )  # fmt: skip
     made.globals |= {
         "study": Results(root / PAGES[1]), "quick": Results(root / PAGES[0]), "kodak": Results(root / "results/kodak"),
+        "real": Results(root / "results/real"),
         "measured": lambda page: _rows(_existing(root / "docs" / f"{page}.md").read_text(encoding="utf-8")),
     }  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
