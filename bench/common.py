@@ -12,6 +12,7 @@ from llicm.codec.learned import LearnedCodec
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
 from llicm.model import load_model
+from llicm.weights import load_part
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,8 +24,9 @@ def photos() -> dict[str, Tensor]:
 
 def codecs() -> dict[str, LearnedCodec]:
     """The codec of the published model, and the one that the quick run starts from, by name."""
-    files = [ROOT / "init" / name / "llicm.safetensors" for name in ("published", "context")]
-    return {codec.config["name"]: codec for path in files if path.is_file() for codec in [load_model(path).codec]}
+    path = ROOT / "init" / "context" / "rdo.safetensors"
+    found = [load_model().codec, *([load_part("codec", path)] if path.is_file() else [])]
+    return {codec.config["name"]: codec for codec in found}
 
 
 def machine() -> str:

@@ -29,7 +29,7 @@ OTHERS = {
     "cheng2020-anchor q3": lambda: Cheng2020Anchor(128),
     "elic2022-official": lambda: Elic2022Official(192, 320),
 }
-ROUNDS = {"cheng2020-anchor q3": 3, "elic2022-official": 3}
+ROUNDS = {"cheng2020-anchor q3": 2, "elic2022-official": 2}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def measure(benchmark, model: str, step: str, function, image, modules) -> None:
     benchmark.extra_info |= {
         "model": model, "step": step, "kmac": kmac_per_pixel(function, image), "parameters": sum(parameters.values()),
     }  # fmt: skip
-    rounds = ROUNDS.get(model, 15)
+    rounds = ROUNDS.get(model, 7)
     with torch.no_grad():
         benchmark.pedantic(function, rounds=rounds, warmup_rounds=1)
         torch.set_num_threads(1)
