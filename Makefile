@@ -83,7 +83,8 @@ smoke: data ## run the smoke profile in place (some 5 minutes)
 
 bench: data model ## time encode, decode and enhance beside compressai's models (docs/speed.md)
 	@mkdir -p .run
-	OMP_NUM_THREADS=2 .venv/bin/python -m pytest bench/test_speed.py -q --benchmark-json=.run/speed.json
+	OMP_NUM_THREADS=2 .venv/bin/python -m pytest bench/test_speed.py -q -p no:xdist -o addopts=--import-mode=importlib \
+	  --benchmark-timer=time.process_time --benchmark-json=.run/speed.json
 	.venv/bin/python bench/speed.py .run/speed.json
 
 safety: data model ## feed bad files to the decoder (docs/safety.md)
