@@ -90,7 +90,7 @@ def main() -> None:
                         "file_bytes": coded.stat().st_size, "peak_mb": round(megabytes), "cpu_s": round(seconds, 1),
                     })  # fmt: skip
                     print(rows[-1], flush=True)
-    write_atomically(ROOT / "docs/memory.json", json_text(rows, 1).encode())
+    write_atomically(ROOT / "docs/memory.json", (json_text(rows) + "\n").encode())
     shown = [
         {
             "picture": f"{row['width']}x{row['height']}", "MP": f"{row['megapixels']:.2f}", "model": row["model"],

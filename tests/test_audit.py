@@ -75,6 +75,17 @@ TAMPERED = {
     "a parameter": (alter_text("params.yaml", "crop: 64", "crop: 96"), "lock", "params.yaml: training"),
     "a lock entry": (alter_text("dvc.lock", LOCK_ENTRY, r"\g<1>0000"), "hashes", "artifacts/release"),
     "a data file": (alter_bytes("../../data/test/*"), "hashes", "data"),
+    "a size in the lock": (
+        alter_text("dvc.lock", r"(path: artifacts/release\n +hash: md5\n +md5: \S+\n +size: )\d", r"\g<1>77"),
+        "hashes", "size of profiles/smoke/artifacts/release",
+    ),
+    "prose in an executed notebook": (
+        alter_text(
+            "executed/4_evaluate-webp.ipynb", r'"cells": \[',
+            '"cells": [{"cell_type": "markdown", "id": "z", "metadata": {}, "source": ["60% fewer bits"]},',
+        ),
+        "notebooks", "4_evaluate-webp.ipynb",
+    ),
     "a module": (alter_bytes("../../src/llicm/files.py", b"# edited\n"), "hashes", "src/llicm/files.py"),
     "a figure of the page": (alter_text("results/README.md", r"\.png", ".jpg"), "figures", "results/README.md"),
 }  # fmt: skip

@@ -651,7 +651,9 @@ def test_every_command_is_documented():
     for command in COMMANDS:
         if command not in groups:
             words = " ".join(["llicm", *command])
-            assert f"## {words}\n" in text and f"\n{words} " in text.partition(f"## {words}\n")[2].partition("\n## ")[0]
+            assert (
+                f"### {words}\n" in text and f"\n{words} " in text.partition(f"### {words}\n")[2].partition("\n### ")[0]
+            )
     assert all(f"_LLICM_COMPLETE={shell}_source llicm" in text for shell in ("bash", "zsh", "fish"))
 
 

@@ -669,3 +669,14 @@ def test_files_of_mean_scale_are_refused_and_the_reverse(codec, image):
         ids = (part.model_id()[:4].hex() for part in (writer, reader))
         with pytest.raises(BitstreamError, match="written by model {}, but the loaded model is {}".format(*ids)):
             reader.decompress(writer.compress(image, 1))
+
+
+def test_a_published_checkpoint_has_the_averaged_weights():
+    from codec import averaged  # of bench/
+
+    part = fresh()
+    state = {"parts": {"codec": part.state_dict()}, "average": []}
+    state["average"] = [p.detach() + 1 for name, p in part.named_parameters() if not name.endswith("quantiles")]
+    found = dict(averaged(fresh(), state).named_parameters())
+    for name, value in part.named_parameters():
+        assert torch.equal(found[name], value if name.endswith("quantiles") else value + 1), name

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lineage on a small pipeline whose lock file is written by hand; tests/test_pipeline.py audits a real one."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -126,14 +127,14 @@ def test_what_is_absent_is_told(repository):
 
 
 def test_a_survey_tells_of_all_stages_also_where_nothing_is_on_disk(repository):
-    found = survey(repository)
+    found = survey(Pipeline(repository))
     assert [stage["stage"] for stage in found.stages] == ["data.dvc", "train@a", "figures"]
     assert found.verified and found.artefact == "dvc.lock" and len(found.git["date"]) == 10
     links = set(found.links)
     assert ("figures", "artifacts/models", "train@a") in links
     for name in ("artifacts", "data", "results"):
         shutil.rmtree(repository / name)
-    found = survey(repository)
+    found = survey(Pipeline(repository))
     assert not found.verified and set(found.links) == links
 
 
@@ -210,6 +211,18 @@ def test_a_result_changed_with_its_hash_in_the_lock_is_found(repository):
     assert finding.found == f"md5 {digest(repository / 'results/figures')}" and "`git checkout`" in finding.remedy
     (repository / "dvc.lock").write_text(text.replace("seed: 0", "seed: 1"))  # that is of the check `lock`
     assert audit(repository, checks=["history"]) == []
+
+
+def test_a_damaged_cache_is_not_believed(repository):
+    pipeline, path = Pipeline(repository), repository / "absent.json"
+    text = b'{"modules": {}}'
+    md5 = hashlib.md5(text).hexdigest()
+    cached = repository / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(text)
+    assert pipeline.locked(path, md5) == text
+    cached.write_bytes(b"{}")
+    assert pipeline.locked(path, md5) is None
 
 
 def test_without_git_the_history_is_unknown(repository, tmp_path):

@@ -28,6 +28,19 @@ def clone(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["results/headline.csv", "results/kodak/more.csv", "profiles/study/results/tables/new.csv"]
+)
+def test_a_result_that_nobody_made_is_named(clone, name):
+    (clone.folder / name).write_text("method,bd_rate\nllicm,-60\n")
+    try:
+        (finding,) = audit(clone.folder, None, ["published"], more=STUDY_CHECKS)
+        assert finding.what == name and finding.found == "neither"
+    finally:
+        (clone.folder / name).unlink()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name, check, and_list", [
     ("README.md", "readme", False),
     ("docs/results-explained.md", "readme", False),

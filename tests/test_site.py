@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a small study whose lock file is written by hand."""
+"""The site of a small study whose lock file is written by hand, and that of this repository."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+from xml.etree import ElementTree
 
 import nbformat.v4 as v4
 import pytest
@@ -16,10 +19,12 @@ from ruamel.yaml import YAML
 
 from llicm.errors import UserError
 from llicm.provenance import site
-from llicm.provenance.graph import draw
+from llicm.provenance.graph import picture
 from llicm.provenance.lineage import digest
+from llicm.provenance.pages import write_pages
 from llicm.provenance.site import build_site
 
+ROOT = Path(__file__).resolve().parents[1]
 ODD = "odd #1 50% <b> & 'c'"  # in the name of a picture
 EVIL = "<script>alert(1)</script>"
 
@@ -35,15 +40,21 @@ def make_study(root):
         "results/tables/headline.md": f"# Head\n\n| task | BD-PSNR |\n|---|---:|\n| {EVIL} | +1.5 [-1.0, +2.0] |\n",
         "results/tables/readme.md": "**It gains 1.5 dB** `a`.\n\nThe table:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
         "results/tables/headline.csv": "noisy,1.5", "results/timing/steps.csv": "1,2",
+        "README.md": "# Study\n\n![a](results/figures/figure_4_psnr.png)\n\n$x^2$ [b](results/tables/headline.md)",
+        "docs/lineage.md": "# Lineage\n\nOf the [curves](../README.md#study), by [a script](../src/plot.py).",
+        "docs/menu.md": "```{toctree}\n:hidden:\n\ndocs/lineage\nlineage/index\n```",
     }.items():  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    for name in ("conf.py", "_static", "_templates"):
+        copy = shutil.copytree if (ROOT / "docs" / name).is_dir() else shutil.copyfile
+        copy(ROOT / "docs" / name, root / "docs" / name)
     (root / "results/figures").mkdir()
     for name in ("figure_4_psnr", ODD):
         Image.new("RGB", (8, 6), "red").save(root / f"results/figures/{name}.png")
     write_notebooks(root)
     Repo.init(str(root), no_scm=True).close()
-    (root / "params.yaml").write_text(json.dumps({"seed": 0, "title": EVIL}))
+    (root / "params.yaml").write_text(json.dumps({"seed": 0, "title": EVIL, "size": 12}))
     write_stages(root)
     about = {"seconds": 125, "platform": "Linux-6", "python": "3.11", "libraries": {"torch": "2.1"}}
     (root / "results/timing/stages.json").write_text(json.dumps({"train@a": about, "figures": about | {"cpus": 2}}))
@@ -68,7 +79,9 @@ def write_notebooks(root):
         "notebooks/5_figures.ipynb": [text, parameters, plot], "executed/5_figures.ipynb": executed
     }.items():  # fmt: skip
         (root / path).parent.mkdir()
-        (root / path).write_text(json.dumps(v4.new_notebook(cells=cells)))
+        (root / path).write_text(
+            json.dumps(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}))
+        )
 
 
 def write_stages(root):
@@ -77,7 +90,8 @@ def write_stages(root):
 
     train = {"cmd": "python train.py", "deps": ["data", "src/model.py"], "params": ["seed", "title"]}
     figures = {
-        "desc": "Draw everything", "cmd": "python plot.py", "deps": ["artifacts/models", "src/plot.py"],
+        "desc": "Draw everything", "cmd": "python plot.py", "params": ["size"],
+        "deps": ["artifacts/models", "src/plot.py"],
         "outs": ["artifacts/curves", "executed/5_figures.ipynb", "results/figures", "results/tables"],
     }  # fmt: skip
     arms = {f"train@{arm}": train | {"outs": [f"artifacts/models/{arm}"]} for arm in "ab"}
@@ -90,6 +104,7 @@ def write_stages(root):
     }
     for arm in arms:
         lock[arm]["params"] = {"params.yaml": {"seed": 0, "title": EVIL}}
+    lock["figures"]["params"] = {"params.yaml": {"size": 12}}
     for name, content in {
         "dvc.yaml": {"stages": written}, "dvc.lock": {"schema": "2.0", "stages": lock},
         "data.dvc": {"outs": items("data")},
@@ -100,7 +115,7 @@ def write_stages(root):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A study and its report, not to be changed."""
+    """A study and its site, not to be changed."""
     root = make_study(tmp_path_factory.mktemp("study"))
     build_site(root, root / "report")
     return root
@@ -112,45 +127,55 @@ def study(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "study")
 
 
+def markdown(root):
+    """The pages of lineage of a study, by name, as Sphinx reads them."""
+    source = root / "source"
+    write_pages(root, source)
+    paths = (path for suffix in ("md", "ipynb") for path in source.rglob(f"*.{suffix}"))
+    found = {path.relative_to(source).as_posix(): path.read_text() for path in paths}
+    shutil.rmtree(source)
+    return found
+
+
 class Page(HTMLParser):
-    """Links, loaded resources, ids, tags and text of a page."""
+    """Links, loaded resources, ids, images, text and scripts of a page."""
 
     def __init__(self, path):
         super().__init__()
-        self.links, self.loaded, self.ids, self.tags, self.text = [], [], [], [], ""
-        self.images = []
+        self.links, self.loaded, self.ids, self.images, self.text, self.scripts = [], [], [], [], "", ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
-        self.tags.append(tag)
         self.ids += [given["id"]] if "id" in given else []
         self.links += [given["href"]] if tag == "a" and "href" in given else []
-        self.loaded += [given[key] for key in ("src", "data", "srcset") if key in given]
+        self.loaded += [given[key] for key in ("src", "data", "srcset") if given.get(key)]
         self.loaded += [given["href"]] if tag == "link" else []
         self.images += [given] if tag == "img" else []
 
     def handle_data(self, data):
-        self.text += data
+        self.scripts += data if self.cdata_elem == "script" else ""
+        self.text += data if self.cdata_elem is None else ""
 
 
-def pages(root):
-    return {path: Page(path) for path in sorted((root / "report").rglob("*.html"))}
-
-
-def check_links(found):
-    """Every local link leads somewhere; what is loaded is local."""
+def check_links(folder):
+    """Every local link of a site leads somewhere; what its pages load is local, and the browser is told so."""
+    found = {path: Page(path) for path in sorted(folder.rglob("*.html"))}
     for path, page in found.items():
-        assert len(set(page.ids)) == len(page.ids), path
         for link in [*page.links, *page.loaded]:
             parts = urlsplit(link)
             if parts.scheme:
                 assert parts.scheme == ("data" if link in page.loaded else "https"), (path, link)
                 continue
-            target = path.parent / unquote(parts.path) if parts.path else path
+            target = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
             assert not parts.netloc and target.is_file(), (path, link)
-            assert not parts.fragment or unquote(parts.fragment) in Page(target).ids, (path, link)
-        assert all(image.get("alt") for image in page.images), path
+            assert target not in found or parts.fragment in ("", *map(quote, found[target].ids)), (path, link)
+        assert all("alt" in image for image in page.images), path
+        if path.name not in ("curves.html", "index.html"):
+            assert "Content-Security-Policy" in path.read_text(encoding="utf-8"), path
+    for path in folder.rglob("*.css"):
+        assert not re.search(r"url\(.?(https?:)?//|@import", path.read_text(encoding="utf-8")), path
+    return found
 
 
 def text_of(root, page):
@@ -158,100 +183,105 @@ def text_of(root, page):
 
 
 def test_every_local_link_leads_somewhere_and_nothing_is_loaded_from_a_network(whole):
-    found = pages(whole)
+    found = check_links(whole / "report")
     assert {path.relative_to(whole / "report").as_posix() for path in found} >= {
-        "index.html", "results.html", "lineage.html", "curves.html", "notebooks/5_figures.html", "stages/train@a.html",
-        "stages/data.dvc.html", "results/figures/figure_4_psnr.png.html", "results/tables/headline.md.html",
+        "index.html", "README.html", "docs/lineage.html", "executed/5_figures.html", "results/tables/headline.html",
+        "lineage/index.html", "lineage/files.html", "lineage/notebooks.html", "lineage/curves.html",
+        "lineage/curves/curves.html", "lineage/stages/train@a.html", "lineage/stages/data.dvc.html",
+        "lineage/results/figures/figure_4_psnr.png.html", "lineage/results/tables/headline.md.html",
     }  # fmt: skip
-    check_links(found)
-    style = (whole / "report/style.css").read_text()
-    assert "url(" not in style and "@import" not in style
+    assert "<math" in (whole / "report/README.html").read_text()
+    front = found[whole / "report/README.html"].links
+    assert "lineage/results/figures/figure_4_psnr.png.html" in front and "lineage/index.html" in front
 
 
-def test_every_figure_and_table_has_its_lineage(whole):
-    front = Page(whole / "report/index.html")
-    assert "results/figures/figure_4_psnr.png.html#lineage" in front.links
-    assert "results/tables/headline.md.html#lineage" in front.links
-    overview = Page(whole / "report/results.html")
+def test_the_lineage_of_a_figure_and_a_table_names_code_data_and_parameters(whole):
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=whole, capture_output=True, text=True).stdout.strip()
     for name in (f"figures/{ODD}.png", "figures/figure_4_psnr.png", "tables/headline.md", "tables/readme.md"):
         path = whole / "results" / name
-        (link,) = [link for link in overview.links if unquote(link) == f"results/{name}.html#lineage"]
-        text = text_of(whole, unquote(link.split("#")[0]))
-        assert "stage figures: Draw everything" in text and digest(path) in text, name
-        assert digest(path.parent) in text and "python plot.py" in text and "2 min on Linux-6, 2 CPUs" in text
-        assert "artifacts/models" in text and "train@b" in text
-    stage = text_of(whole, "stages/train@a.html")
-    assert "seed" in stage and "torch 2.1" in stage and digest(whole / "src/model.py") in stage
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=whole, capture_output=True, text=True).stdout
-    assert commit[:10] in stage and commit.strip() in text_of(whole, "index.html")
+        text = text_of(whole, f"lineage/{quote('results/' + name).replace('%', '=')}.html")
+        for there in (path, path.parent, whole / "src/plot.py", whole / "data", whole / "artifacts/models"):
+            assert digest(there) in text, (name, there)
+        for words in (
+            "python plot.py",
+            "Draw everything.",
+            "2 min on Linux-6, CPUs 2",
+            "train@b",
+            "torch 2.1",
+            commit[:10],
+        ):
+            assert words in text, (name, words)
+        assert "size 12" in text and "the folder that the stage made, is as recorded" in text
+    stage = text_of(whole, "lineage/stages/train@a.html")
+    assert "seed 0" in stage and EVIL in stage and digest(whole / "src/model.py") in stage
+    index = text_of(whole, "lineage/index.html")
+    assert commit in index and "hashes ok" in index and "train@a as recorded" in index
+    (told,) = [path for path in (whole / "report/_downloads").rglob("lineage.json")]
+    assert {stage["stage"] for stage in json.loads(told.read_text())["stages"]} == {
+        "data.dvc", "train@a", "train@b", "figures"
+    }  # fmt: skip
 
 
-def test_what_no_stage_made_says_so(whole, study):
+def test_all_result_files_are_listed_with_what_made_them(whole, study):
+    text = text_of(whole, "lineage/files.html")
+    assert f"steps.csv 3 {digest(whole / 'results/timing/steps.csv')} no stage" in text
+    assert f"headline.csv 9 {digest(whole / 'results/tables/headline.csv')} figures" in text
     Image.new("RGB", (8, 6)).save(study / "results/timing/steps.png")
-    build_site(study, study / "report")
-    assert "no stage of the pipeline" in text_of(study, "results/timing/steps.png.html")
-    assert "steps.csv" in text_of(whole, "results.html")
-
-
-def test_the_front_page(whole):
-    text = text_of(whole, "index.html")
-    assert "It gains 1.5 dB a." in text and "The table:" not in text
-    assert text.count("Yes.") == 2  # the checks
-    assert "not on disk" not in text and "figures" in text
+    assert "made by: no stage" in markdown(study)["lineage/results/timing/steps.png.md"]
 
 
 def test_notebooks_are_shown_with_their_text(whole):
-    page = Page(whole / "report/notebooks/5_figures.html")
+    page = Page(whole / "report/executed/5_figures.html")
     text = " ".join(page.text.split())
-    order = ["5 · Figures", "What is drawn.", "parameters by default", "parameters of this run", "plot(seed)", "done"]
-    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
-    assert page.tags.count("details") == 3 and [image["alt"] for image in page.images] == ["5 · Figures"]
+    order = [
+        "5 · Figures (5_figures)", "Executed by stage figures, as recorded", "What is drawn.", "parameters by default",
+        "parameters of this run", "plot(seed)", "done",
+    ]  # fmt: skip
+    places = [text.rindex(part) for part in order]
+    assert places == sorted(places)
+    assert "5 · Figures (5_figures)" in [image["alt"] for image in page.images]
 
 
 def test_text_of_other_code_is_not_shown(study):
     other = json.loads((study / "notebooks/5_figures.ipynb").read_text().replace("plot(seed)", "draw(seed)"))
     (study / "notebooks/5_figures.ipynb").write_text(json.dumps(other))
-    build_site(study, study / "report")
-    text = text_of(study, "notebooks/5_figures.html")
-    assert "has other code than the one that ran" in text and "What is drawn" not in text
+    text = markdown(study)["executed/5_figures.ipynb"]
+    assert "has other code than the one that ran" in text and "What is *drawn*" not in text
 
 
 def test_everything_is_escaped(whole):
-    for path, page in pages(whole).items():
-        if path.parent.name != "curves":
-            assert "script" not in page.tags and "b" not in page.tags, path
-    assert EVIL in text_of(whole, "stages/train@a.html")  # a parameter
-    assert EVIL in text_of(whole, "index.html")  # in the table
-    assert EVIL in text_of(whole, "notebooks/5_figures.html")  # what a notebook printed
+    for path in (whole / "report").rglob("*.html"):
+        assert "alert" not in Page(path).scripts, path
+    for page in ("lineage/stages/train@a.html", "executed/5_figures.html", "results/tables/headline.html"):
+        assert EVIL in text_of(whole, page)  # a parameter, what a notebook printed, in a table
 
 
 def test_what_was_changed_is_told(study):
     (study / "results/figures/figure_4_psnr.png").write_bytes(b"other")
     (study / "src/model.py").write_text("x = 2")
-    build_site(study, study / "report")
-    text = text_of(study, "results/figures/figure_4_psnr.png.html")
-    assert "changed results/figures, the folder that the stage made" in text
-    assert "Not everything behind it is as recorded: train@a, train@b" in text
-    stage = (study / "report/stages/figures.html").read_text()
-    assert 'class="stage changed here"' in stage and "results/figures: is " in stage
-    assert (study / "report/lineage.html").read_text().count('class="stage changed"') == 3
-    assert "differ from the record" in text_of(study, "index.html")
+    found = markdown(study)
+    page, index = found["lineage/results/figures/figure_4_psnr.png.md"], found["lineage/index.md"]
+    assert '`results/figures`, the folder that the stage made, is <span class="state changed">' in page
+    assert "Not everything behind it is as recorded: [train@a](/lineage/stages/train@a.md), [train@b]" in page
+    assert "results/figures: is " in page and index.count('class="stage changed"') == 3
+    assert re.search(r"hashes +2 findings", index)
 
 
 def test_what_is_absent_is_told(study):
     for name in ("executed", "artifacts", "data"):
         shutil.rmtree(study / name)
     build_site(study, study / "report")
-    assert not (study / "report/notebooks").exists() and not (study / "report/curves.html").exists()
-    text = text_of(study, "index.html")
-    assert "Missing on disk: 1 of 1. Get them with dvc pull" in text
-    assert "5 are not on disk; dvc pull gets them" in text
-    assert "executed/5_figures.ipynb is not on disk" in text_of(study, "stages/figures.html")
+    assert not (study / "report/executed").exists() and not (study / "report/lineage/curves.html").exists()
+    check_links(study / "report")
+    assert "Missing on disk: 1 of 1. Get them with dvc pull" in text_of(study, "lineage/notebooks.html")
+    text = text_of(study, "lineage/stages/figures.html")
+    assert "executed/5_figures.ipynb is not on disk" in text
     # the folder of all models is not there, and still known to be filled by their stages
-    assert "train@a, train@b" in text_of(study, "stages/figures.html")
+    assert "not on disk train@a, train@b" in text
     shutil.rmtree(study / "results")
-    build_site(study, study / "report")
-    assert "There are no results: results is not on disk." in text_of(study, "index.html")
+    assert "There are no results: `results` is not on disk." in markdown(study)["lineage/files.md"]
+    with pytest.raises(UserError, match="The site was not built"):  # README shows a figure of them
+        build_site(study, study / "report")
 
 
 def test_a_profile(study):
@@ -266,18 +296,26 @@ def test_a_profile(study):
     }.items():
         with open(folder / name, "w") as file:
             YAML().dump({"stages": {"figures": stage}} | ({"schema": "2.0"} if name == "dvc.lock" else {}), file)
-    shutil.rmtree(study / "report")
-    build_site(study, study / "report", profile="small")
-    check_links(pages(study))
-    text = text_of(study, "results/figures/figure_4_psnr.png.html")
-    assert "profiles/small/results/figures" in text and "profile small" in text_of(study, "index.html")
-    assert "Is every input and output on disk what dvc.lock says? Yes." in text_of(study, "index.html")
+    found = markdown(study)
+    assert "profiles/small/index" in found["lineage/index.md"]
+    assert "profiles/small/results/figures" in found["lineage/profiles/small/results/figures/figure_4_psnr.png.md"]
+    assert "Lineage of the profile `small`" in found["lineage/profiles/small/index.md"]
+    assert re.search(r"hashes +ok", found["lineage/profiles/small/index.md"])
 
 
 def test_a_damaged_notebook(study):
     (study / "executed/5_figures.ipynb").write_text("{")
     with pytest.raises(UserError, match="5_figures.ipynb: not a readable notebook"):
         build_site(study, study / "report")
+
+
+def test_a_broken_link_is_an_error_and_the_site_before_it_stays(study, capfd):
+    (study / "docs/lineage.md").write_text("# Lineage\n\n[Nothing](nothing.md)\n")
+    before = (study / "report/docs/lineage.html").read_bytes()
+    with pytest.raises(UserError, match="The site was not built"):
+        build_site(study, study / "report")
+    assert "docs/lineage.md:3" in capfd.readouterr().err
+    assert (study / "report/docs/lineage.html").read_bytes() == before and not list(study.glob(".report.*"))
 
 
 def test_the_same_study_gives_the_same_bytes(whole, tmp_path):
@@ -289,23 +327,25 @@ def test_the_same_study_gives_the_same_bytes(whole, tmp_path):
     assert first == second
 
 
-def test_only_a_report_is_replaced(study, monkeypatch):
+def test_only_a_site_is_replaced(study, monkeypatch):
+    monkeypatch.setattr(site, "_gather", lambda root, source: source.mkdir())
+    monkeypatch.setattr(site, "_sphinx", lambda source, out, doctrees: (out.mkdir(), (out / ".buildinfo").touch()))
     other = study / "other"
     other.mkdir()
     assert build_site(study, other) == other / "index.html"  # an empty folder will do
     (other / "index.html").write_text("old")
     build_site(study, other)
     assert (other / "index.html").read_text() != "old"
-    with pytest.raises(UserError, match="src: not a report that this command made"):
+    with pytest.raises(UserError, match="src: not a site that this command made"):
         build_site(study, study / "src")
     assert (study / "src/model.py").is_file()
-    with pytest.raises(UserError, match="dvc.lock: not a report"):
+    with pytest.raises(UserError, match="dvc.lock: not a site"):
         build_site(study, study / "dvc.lock")
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(site._Site, "_front", full)
+    monkeypatch.setattr(site, "_sphinx", full)
     with pytest.raises(OSError, match="no space"):
         build_site(study, other)
     assert (other / "index.html").is_file() and not list(study.glob(".other.*"))
@@ -313,25 +353,39 @@ def test_only_a_report_is_replaced(study, monkeypatch):
 
 def test_the_command(study, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(study)
+    monkeypatch.setattr(site, "_sphinx", lambda source, out, doctrees: out.mkdir())
     site.main(["report"])
     assert capsys.readouterr().out.strip().endswith("index.html")
     with pytest.raises(UserError, match="dvc.lock: no such file"):
         build_site(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="dvc.lock: no such file"):
-        build_site(study, tmp_path / "out", profile="smoke")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_the_site_of_this_repository(tmp_path):
+    found = check_links(build_site(ROOT, tmp_path / "report").parent)
+    names = {path.relative_to(tmp_path / "report").as_posix() for path in found}
+    documents = {f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} - {"docs/menu.html"}
+    modules = {
+        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "src/llicm").rglob("*.py") if path.name != "__main__.py"
+    }  # fmt: skip
+    assert documents | {f"docs/api/{module}.html" for module in modules} <= names
+    front = found[tmp_path / "report/README.html"]
+    assert documents <= set(front.links), "docs/menu.md lists every document"
+    for study in ("", "profiles/study/"):
+        assert f"lineage/{study}results/figures/figure_4_psnr.png.html" in names
+        assert f"{study}results/README.html" in front.links
+    audited = " ".join(found[tmp_path / "report/lineage/results/figures/figure_4_psnr.png.html"].text.split())
+    for words in ("build/5_figures.ipynb", "build/figures.json", "artifacts/records", "benchmark", "init/published"):
+        assert words in audited  # code, its list of modules, inputs, parameters, data; with or without a run
+
+
+# --- the picture of a pipeline -----------------------------------------------------------------------------
 STAGES = [
-    "data",
-    "code",
-    "degrade",
-    "vlm",
-    *(f"train@{i}" for i in range(8)),
-    *(f"test@{i}" for i in range(8)),
-    "figures",
+    "data", "code", "degrade", "vlm", *(f"train@{i}" for i in range(8)), *(f"test@{i}" for i in range(8)), "figures",
     "release",
-]
+]  # fmt: skip
 INPUTS = [
     *((f"train@{i}", maker) for i in range(8) for maker in ("data", "code")),
     *((f"test@{i}", maker) for i in range(8) for maker in (f"train@{i}", "code", "data")),
@@ -341,38 +395,52 @@ INPUTS = [
 ]  # fmt: skip
 
 
+ABOUT = {"about": "<a>", "state": "ok", "time": "3 min"}
+
+
+def drawn(stages, links):
+    return picture({name: ABOUT for name in stages}, links, str)
+
+
+def parsed(svg):
+    tree = ElementTree.fromstring(svg)
+    rects = {
+        link.get("href"): tuple(int(link.find("rect").get(key)) for key in ("x", "y", "width", "height"))
+        for link in tree.iter("a")
+    }  # fmt: skip
+    return tree, rects, len(tree.findall("path"))
+
+
 def test_a_drawing():
-    drawing = draw(STAGES, INPUTS, {"train@0": "3 min"})
-    boxes = {box.title or box.stages[0]: box for box in drawing.boxes}
-    assert set(boxes) == {"data", "code", "degrade", "vlm", "train (8)", "test (8)", "figures", "release"}
-    row = [boxes[name].x for name in ("data", "vlm", "train (8)", "test (8)", "figures")]
-    assert row == sorted(set(row)) and boxes["degrade"].x == boxes["vlm"].x
-    assert len(drawing.arrows) == 9  # without those that a longer way implies
-    for box in drawing.boxes:
-        assert 0 <= box.x and box.x + box.width <= drawing.width and 0 <= box.y
-        assert box.y + box.height <= drawing.height
-        for other in drawing.boxes:
-            if other is not box and other.x == box.x:
-                assert other.y >= box.y + box.height or box.y >= other.y + other.height
+    tree, rects, arrows = parsed(drawn(STAGES, INPUTS))
+    assert set(rects) == set(STAGES)
+    row = [rects[name][0] for name in ("data", "vlm", "train@0", "test@0", "figures")]
+    assert row == sorted(set(row)) and rects["degrade"][0] == rects["vlm"][0]
+    assert arrows == 9  # between boxes, without those that a longer way implies
+    assert {text.text for text in tree.iter("text") if text.get("class") == "kind"} == {"train (8)", "test (8)"}
+    _, _, width, height = map(int, tree.get("viewBox").split())
+    for name, (x, y, w, h) in rects.items():
+        assert 0 <= x and x + w <= width and 0 <= y and y + h <= height
+        for other, (x1, y1, _, h1) in rects.items():
+            assert other == name or x1 != x or y1 >= y + h or y >= y1 + h1
 
 
 def test_stages_that_need_one_of_their_kind_are_not_put_together():
-    drawing = draw(["a", "b@1", "b@2", "c"], [("b@1", "a"), ("b@2", "b@1"), ("c", "b@2"), ("c", "a")])
-    assert [box.stages for box in drawing.boxes] == [["a"], ["b@1"], ["b@2"], ["c"]]
+    _, rects, arrows = parsed(drawn(["a", "b@1", "b@2", "c"], [("b@1", "a"), ("b@2", "b@1"), ("c", "b@2"), ("c", "a")]))
+    assert arrows == 3 and len({x for x, *_ in rects.values()}) == 4
     # x@1 -> y -> x@2: a box of both x would need itself
-    drawing = draw(["x@1", "x@2", "y"], [("y", "x@1"), ("x@2", "y")])
-    assert len(drawing.boxes) == 3 and len(drawing.arrows) == 2
-    assert draw([], []).boxes == []
+    assert parsed(drawn(["x@1", "x@2", "y"], [("y", "x@1"), ("x@2", "y")]))[2] == 2
+    assert parsed(drawn([], []))[1] == {}
 
 
 def test_a_drawing_does_not_depend_on_the_order_of_sets():
-    code = f"d = draw({STAGES}, {INPUTS}); print(d.arrows, [vars(box) for box in d.boxes])"
-    drawn = {
+    code = f"print(picture(dict.fromkeys({STAGES}, {ABOUT}), {INPUTS}, str))"
+    made = {
         subprocess.run(
-            [sys.executable, "-c", f"from llicm.provenance.graph import draw; {code}"],
+            [sys.executable, "-c", f"from llicm.provenance.graph import picture; {code}"],
             capture_output=True, text=True, check=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(site.__file__).parents[2])},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "src")},
         ).stdout
         for seed in "123"
     }  # fmt: skip
-    assert len(drawn) == 1 and "M" in drawn.pop()
+    assert len(made) == 1 and "<svg" in made.pop()

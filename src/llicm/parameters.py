@@ -297,7 +297,7 @@ class Parameters(_Group):
     """Folder of clean colour photos, relative to this file's folder or absolute; with subfolders train and test, or
     flat, then every third photo is for testing."""
     paired: Text | None
-    """Folder of ready-made pairs, {train,val}/<degradation>/{GT,LQ}/*, to train on too, or null."""
+    """Folder of ready-made pairs, `{train,val}/<degradation>/{GT,LQ}/*`, to train on too, or null."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     """Seed of everything random: degradations, dead leaves, initial weights, order of training data."""
     threads: Positive
@@ -306,7 +306,7 @@ class Parameters(_Group):
     """Low-level tasks, named by their degradation: words of llicm.degradations.DEGRADATIONS."""
     extra: list[Text]
     """Further sets of test pairs: 'clean' (a control), degradations at once ('low-light+noisy'), other severities
-    ('hazy@0.8')."""
+    (`hazy@0.8`)."""
     data: Data
     degrade: Degrade
     vlm: VLM

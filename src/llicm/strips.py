@@ -6,12 +6,14 @@ result is that of the whole picture, but for the last bits of a float where a li
 height. What a network learns from the whole picture must be computed before.
 """
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["by_strips", "fits"]
+__all__ = ["by_strips", "fits", "give_back"]
 
 PIXELS = 1 << 19  # of a strip, without what is cut off
 
@@ -19,6 +21,12 @@ PIXELS = 1 << 19  # of a strip, without what is cut off
 def fits(pixels: int) -> bool:
     """Whether a picture is one strip. It always is where gradients are recorded: their graph holds all anyway."""
     return torch.is_grad_enabled() or pixels <= PIXELS
+
+
+def give_back() -> None:
+    """Give freed memory back to the system. The C library keeps it in pieces, of which a large picture can use few."""
+    with contextlib.suppress(OSError, AttributeError):  # of glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def by_strips(
@@ -40,6 +48,7 @@ def by_strips(
         return function(*maps)
     waiting: list[tuple[Tensor, Tensor]] = []
     for start in range(0, units, step):
+        give_back()
         above, stop = min(start, reach), min(start + step, units)
         piece = function(*(m[:, :, (start - above) * r : (stop + reach) * r] for m, r in zip(maps, rows, strict=True)))
         high = -(-piece.shape[2] // (min(stop + reach, units) - start + above))  # rows of the result that make a unit
@@ -51,4 +60,5 @@ def by_strips(
             target, value = waiting.pop(0)
             target.copy_(value)
     assert into is not None
+    give_back()
     return into

@@ -29,7 +29,7 @@ def cosines(side: int) -> np.ndarray:
 
 
 def squash(x: Tensor) -> Tensor:
-    """Coefficients of any shape and size to a range that suits a network: x near 0, the root of |x| far from it.
+    """Coefficients of any shape and size to a range that suits a network: x near 0, the root of its size far from it.
 
     (A logarithm serves as well; it takes ten times as long on a CPU.)
     """

@@ -58,6 +58,7 @@ from llicm.codec.learned import (
 from llicm.codec.priors import FactorisedPrior
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, products, quantize_ste
 from llicm.registry import CODECS
+from llicm.strips import fits, give_back
 from llicm.transforms import BlockDCT, squash
 
 __all__ = ["ContextCodec", "LoopFilter", "group_sizes", "places"]
@@ -520,6 +521,8 @@ class ContextCodec(LearnedCodec):
                     known.add(at, value)
                     for whole, found in ((tables, index), (residuals, residual.int()), (values, value.int())):
                         whole[:, part].index_copy_(0, at, found)
+                if not fits(grid[0] * grid[1] * BlockDCT.STRIDE**2):
+                    give_back()
                 if k + 1 < len(self.groups):
                     everywhere = torch.arange(len(context))
                     context += self._at(self.after[k], known, everywhere, _taps(PASSES[k], PASSES[k], 3))

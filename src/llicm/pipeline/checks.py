@@ -3,7 +3,7 @@
 
 | check | question |
 |---|---|
-| ``published`` | are the committed results that no lock covers those of the list published.md5? |
+| ``published`` | are the committed results that no lock covers those of the list published.md5, and no others? |
 | ``readme`` | do README.md, docs/ and the results pages say what the results say? |
 | ``shown`` | do executed notebooks show the numbers of the result files? |
 | ``figures`` | do figures and tables come out again, byte for byte, from the records, weights and pairs? |
@@ -32,7 +32,7 @@ from llicm.model import load_model
 from llicm.parameters import load
 from llicm.provenance.audit import NOTHING, Check, Finding
 from llicm.provenance.git import GitError, committed
-from llicm.provenance.lineage import FETCH, Pipeline, Stage, digest
+from llicm.provenance.lineage import FETCH, Pipeline, Stage, digest, members
 from llicm.report.render import render
 from llicm.report.show import psnr
 from llicm.weights import load_part
@@ -81,10 +81,16 @@ def _published(pipeline: Pipeline) -> Iterator[Finding]:
     remedy = f"restore it with `git checkout`; after measuring anew, run `make checksums` and commit {PUBLISHED}"
     if not text:
         yield Finding("published", PUBLISHED, "the list of the published results", NOTHING, remedy)
-    for line in text.decode().splitlines():
-        md5, _, name = line.partition("  ")
+    listed = {name: md5 for md5, _, name in (line.partition("  ") for line in text.decode().splitlines())}
+    for name, md5 in listed.items():
         if (found := digest(pipeline.root / name)) != md5:
             yield Finding("published", name, f"md5 {md5}", f"md5 {found}" if found else NOTHING, remedy)
+    made = {path for stage in pipeline.own for path in stage.outs}
+    for top in sorted({name.partition("results/")[0] for name in listed if "results/" in name}):
+        for file in sorted(members(pipeline.root / top / "results")):
+            name = pipeline.relative(file)
+            if name not in listed and file.name != "README.md" and made.isdisjoint((file, *file.parents)):
+                yield Finding("published", name, "a result of a stage, or one of the list", "neither", f"remove {name}")
 
 
 def _readme(pipeline: Pipeline) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from typing import Any
 from llicm.errors import UserError
 from llicm.files import json_text
 from llicm.provenance.git import GitError, committed
-from llicm.provenance.lineage import Pipeline, Stage, digest, nest, stages_in
+from llicm.provenance.lineage import Pipeline, Stage, digest, members, nest, stages_in
 
 NOTHING = "nothing there"  # of what is absent
 
@@ -173,6 +173,12 @@ def _hashes(pipeline: Pipeline) -> Iterator[Finding]:
         found = NOTHING if item.found is None else f"{unit}{item.found}"
         what = _inside(pipeline.root / item.what, item.expected, pipeline) or item.what
         yield Finding("hashes", what, f"{unit}{item.expected} ({role})", found, item.remedy)
+    for stage in pipeline.own:
+        for path, size in stage.sizes.items():
+            there = sum(file.stat().st_size for file in ([path] if path.is_file() else members(path)))
+            if there != size and pipeline.digest(path) == (stage.outs | stage.deps)[path]:
+                what = f"{pipeline.relative(stage.lock)}: size of {pipeline.relative(path)} ({stage.name})"
+                yield Finding("hashes", what, f"{there} bytes", f"{size}", f"restore {stage.lock.name} with git")
 
 
 def _inside(path: Path, md5: str, pipeline: Pipeline) -> str | None:
@@ -203,16 +209,16 @@ def _notebooks(pipeline: Pipeline) -> Iterator[Finding]:
 def _compare(stage: Stage, before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Where an executed notebook is not its source, run with what the lock says; what is expected; what is found."""
     wanted, ran = (
-        ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code" and not injected(cell)]
+        [(cell["cell_type"], "".join(cell["source"])) for cell in nb["cells"] if not injected(cell)]
         for nb in (before, after)
     )
-    for number, (expected, found) in enumerate(zip(wanted, ran, strict=False), 1):
-        if expected != found:
+    for number, ((kind, expected), (held, found)) in enumerate(zip(wanted, ran, strict=False), 1):
+        if (kind, expected) != (held, found):
             pairs = zip(expected.splitlines(), found.splitlines(), strict=False)
             line = next((pair for pair in pairs if pair[0] != pair[1]), ("a longer or shorter cell", ""))
-            yield f", code cell {number}", *line
+            yield f", {held} cell {number}", *line
     if len(wanted) != len(ran):
-        yield "", f"{len(wanted)} code cells", f"{len(ran)}"
+        yield "", f"{len(wanted)} cells", f"{len(ran)}"
     given = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for cell in after["cells"] if injected(cell)

@@ -205,7 +205,7 @@ class Pipeline:
         """A file's content, or DVC's listing of a folder, that had this MD5, if it is on disk or in DVC's cache."""
         cached = self.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
         place = path if path.is_file() and self.digest(path) == md5 else cached
-        return place.read_bytes() if place.is_file() else None
+        return place.read_bytes() if digest(place) == md5.removesuffix(".dir") else None  # a cache may be damaged
 
     def items(self, stage: Stage) -> Iterator[Item]:
         """All that a stage used and made."""
@@ -449,16 +449,8 @@ def trace(artefact: str | os.PathLike, root: str | os.PathLike = ".", resolve: R
     return found
 
 
-def survey(root: str | os.PathLike = ".", profile: str | None = None) -> Lineage:
-    """All stages of a study as `trace` describes them, whether or not what they made is on disk.
-
-    Args:
-        root: the repository. profile: name of a folder below profiles/; None for the default study.
-
-    Raises:
-        UserError: the study has no dvc.lock, or one is damaged.
-    """
-    pipeline = Pipeline(root, profile)
+def survey(pipeline: Pipeline) -> Lineage:
+    """All stages of a study as `trace` describes them, whether or not what they made is on disk."""
     return _follow(pipeline.own, pipeline, pipeline.folder / "dvc.lock")
 
 

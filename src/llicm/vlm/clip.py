@@ -40,7 +40,7 @@ def model_config(name: str) -> dict:
     """The open_clip configuration of that name: a new dict with `embed_dim`, `vision_cfg`, `text_cfg`.
 
     Args:
-        name: a name known to open_clip (e.g. "ViT-B-32"), with or without DA-CLIP's prefix "daclip_", or the path of
+        name: a name known to open_clip (e.g. "ViT-B-32"), with or without DA-CLIP's prefix `daclip_`, or the path of
             a JSON file that holds such a configuration.
 
     Raises:
