@@ -25,7 +25,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_update_mathjax = False
 nb_execution_mode = "off"
-nb_render_markdown_format = "gfm"
+nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # a script from a network
 suppress_warnings = ["toc.not_included"]  # pages of lineage are found by their links
 
