@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from common import ROOT, table, write_page
 
-from llicm.files import write_atomically
+from llicm.files import write_json
 
 torch.set_num_threads(1)  # as the benchmark ran
 
@@ -18,7 +18,7 @@ def main(measured: Path) -> None:
         entry["extra_info"] | {"seconds": entry["stats"]["median"]}
         for entry in json.loads(measured.read_text())["benchmarks"]
     ]
-    write_atomically(ROOT / "docs" / "speed.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_json(found, ROOT / "docs" / "speed.json")
     models: dict[str, dict] = {}
     for entry in found:
         models.setdefault(entry["model"], {})[entry["step"]] = entry

@@ -353,8 +353,10 @@ class ContextCodec(LearnedCodec):
                 count += blocks.shape[1]
         self.spread.copy_((total / count).clamp_min(2.0**-12).view_as(self.spread))
 
-    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
-        gain, inverse = self.gains(level)
+    def estimate(
+        self, y: Tensor, z: Tensor, level: Tensor, gains: tuple[Tensor, Tensor], quantize: Quantizer | None = None
+    ) -> dict:
+        gain, inverse = gains
         with torch.autocast(y.device.type, enabled=False):  # likelihoods need float32
             z_likelihoods = self.eb_z(z)
         place = (_PLACE * self.relative_level(level)).round()

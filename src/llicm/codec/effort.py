@@ -21,13 +21,10 @@ Source: Yang, Bamler, Mandt, "Improving inference for neural image compression",
 
 import math
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from llicm.codec.learned import LearnedCodec
 
 __all__ = ["MOST", "better", "check_effort", "refine"]
 
@@ -49,7 +46,7 @@ def check_effort(effort: int) -> int:
     return int(effort)
 
 
-def better(codec: "LearnedCodec", x: Tensor, *files: bytes) -> bytes:
+def better(codec: Any, x: Tensor, *files: bytes) -> bytes:
     """The file of the picture x (3, H, W) that has the lowest J; the first of equal ones."""
 
     def cost(data: bytes) -> float:
@@ -60,7 +57,7 @@ def better(codec: "LearnedCodec", x: Tensor, *files: bytes) -> bytes:
     return min(files, key=cost)
 
 
-def refine(codec: "LearnedCodec", x: Tensor, y: Tensor, z_hat: Tensor, level: float, steps: int) -> Tensor:
+def refine(codec: Any, x: Tensor, y: Tensor, z_hat: Tensor, level: float, steps: int) -> Tensor:
     """The latent y of a picture, refined tile by tile, each in view of those before.
 
     Args:
@@ -88,11 +85,12 @@ def refine(codec: "LearnedCodec", x: Tensor, y: Tensor, z_hat: Tensor, level: fl
 
 
 def _descend(
-    codec: "LearnedCodec", x: Tensor, y: Tensor, z_hat: Tensor, changes: Tensor, level: float, steps: int,
+    codec: Any, x: Tensor, y: Tensor, z_hat: Tensor, changes: Tensor, level: float, steps: int,
     noise: torch.Generator,
 ) -> None:  # fmt: skip
     """Refine y in place where the map `changes` (4 h, 4 w) is one, by Adam (Kingma, Ba, ICLR 2015)."""
     at, first, second = torch.tensor([level]), torch.zeros_like(y), torch.zeros_like(y)
+    gains = codec.gains(at)
     weight = float(codec.lambdas(at)) * 255**2 / 3
     for step in range(steps):
         done = step / max(steps - 1, 1)
@@ -107,7 +105,7 @@ def _descend(
 
         with torch.enable_grad():
             refined = y.detach().requires_grad_()
-            out = codec.estimate(refined, z_hat, at, quantize)
+            out = codec.estimate(refined, z_hat, at, gains, quantize)
             error = out["x_hat"][..., : x.shape[2], : x.shape[3]] - x
             bits = -out["likelihoods"]["y"].log2().sum() + weight * error.square().sum()
             (gradient,) = torch.autograd.grad(bits, refined)

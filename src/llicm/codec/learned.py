@@ -190,13 +190,17 @@ class LearnedCodec(nn.Module):
             `x_hat` (N, 3, H, W), not clamped, and `likelihoods` {"y", "z"} in float32.
         """
         x = as_pictures(x)
-        y = self._analyse(x, level, self.gains(level)[0])
-        return self.estimate(y, self.h_a(squash(y)).float(), level)
+        gains = self.gains(level)
+        y = self._analyse(x, level, gains[0])
+        return self.estimate(y, self.h_a(squash(y)).float(), level, gains)
 
-    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
+    def estimate(
+        self, y: Tensor, z: Tensor, level: Tensor, gains: tuple[Tensor, Tensor], quantize: Quantizer | None = None
+    ) -> dict:
         """What `forward` returns, of the latents y (N, M, 4 h, 4 w) and z (N, C, h, w) before rounding.
 
         Args:
+            gains: `self.gains(level)`.
             quantize: differences of y from its means to what stands for their symbols, in rate and picture; without it
                 as in training, or rounded if that is over.
         """

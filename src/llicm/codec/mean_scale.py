@@ -61,18 +61,23 @@ class MeanScaleHyperprior(LearnedCodec):
         self.eb_z = FactorisedPrior(N)
         self.gaussian_y = GaussianPrior()
 
-    def estimate(self, y: Tensor, z: Tensor, level: Tensor, quantize: Quantizer | None = None) -> dict:
-        gain, inverse = self.gains(level)
+    def estimate(
+        self, y: Tensor, z: Tensor, level: Tensor, gains: tuple[Tensor, Tensor], quantize: Quantizer | None = None
+    ) -> dict:
+        gain, inverse = gains
         with torch.autocast(y.device.type, enabled=False):  # likelihoods need float32
             # laid out by channel: the order in which noise is drawn, and so what a seed gives, is compressai's
             z_likelihoods = self.eb_z(z.transpose(0, 1).contiguous().transpose(0, 1)).contiguous()
         log_scale, mean = self.h_s(quantize_ste(z.clamp(-HYPER_LIMIT, HYPER_LIMIT))).chunk(2, 1)
         unit = gain * self.unit  # h_s predicts in units of each coefficient's usual standard deviation
         scales, means = unit * torch.exp2(log_scale.clamp(-14, 8)), unit * mean
-        symbols = (quantize or quantize_ste)(y - means)
         with torch.autocast(y.device.type, enabled=False):
-            prior = self.gaussian_y
-            y_likelihoods = prior.likelihood(symbols, scales) if quantize else prior(y, scales, means)
+            if quantize:
+                symbols = quantize(y - means)
+                y_likelihoods = self.gaussian_y.likelihood(symbols, scales)
+            else:
+                y_likelihoods = self.gaussian_y(y, scales, means)
+                symbols = quantize_ste(y - means)
         y_hat = symbols + means
         x_hat = self._synthesise(y_hat * inverse, level)
         return {"x_hat": x_hat, "likelihoods": {"y": y_likelihoods, "z": z_likelihoods}}
