@@ -90,4 +90,4 @@ def test_by_default_it_is_the_default_study(clone):
         [sys.executable, "-c", program], cwd=clone.folder / "notebooks", capture_output=True, text=True,
         env=environment | {"PYTHONPATH": str(clone.folder / "src")},
     ).stdout  # fmt: skip
-    assert said == f"opened by hand: reads {clone.folder}, writes below .run/interactive\npublished\n"
+    assert said == f"opened by hand: reads {clone.folder}, writes below .run/interactive\ncontext\n"

@@ -602,7 +602,7 @@ def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
 
 COMMANDS = [
     [], ["compress"], ["decompress"], ["restore"], ["degrade"], ["inspect"], ["evaluate"], ["data"], ["data", "list"],
-    ["data", "add"], ["data", "prepare"],
+    ["data", "add"], ["data", "metrics"], ["data", "prepare"],
     ["data", "split"], ["benchmark"], ["train"], ["lineage"], ["audit"], ["export-crate"], ["vlm"],
     ["vlm", "convert"], ["restorer"], ["restorer", "convert"],
 ]  # fmt: skip

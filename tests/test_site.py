@@ -377,7 +377,7 @@ def test_the_site_of_this_repository(tmp_path):
         assert f"lineage/{study}results/figures/figure_4_psnr.png.html" in names
         assert f"{study}results/README.html" in front.links
     audited = " ".join(found[tmp_path / "report/lineage/results/figures/figure_4_psnr.png.html"].text.split())
-    for words in ("build/5_figures.ipynb", "build/figures.json", "artifacts/records", "benchmark", "init/published"):
+    for words in ("build/5_figures.ipynb", "build/figures.json", "artifacts/records", "benchmark", "init/context"):
         assert words in audited  # code, its list of modules, inputs, parameters, data; with or without a run
 
 

@@ -54,6 +54,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK_LINES = 25
 # As Python, Arrow, Rust (safetensors) and SQLite put it.
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # all that NumPy says of a full disk
 # Those whose version may change a result.
 LIBRARIES = (
     "torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "pillow-heif", "compressai", "constriction",
@@ -234,8 +235,11 @@ def _explain(error: Any, work: Path) -> str:
     name = getattr(error, "ename", None)
     if name in _user_errors():
         return f"error: {error.evalue}"
-    if full := _FULL.search(str(error) if name is None else error.evalue):
+    said = str(error) if name is None else error.evalue
+    if full := _FULL.search(said):
         return _full(work.name, full[0])
+    if _SHORT.search(said):
+        return _full(work.name, "the file was cut short")
     if name is None:  # not an exception of the notebook, for example a kernel that was killed
         return f"error: {type(error).__name__}: {error}\nThe partial notebook is {work}."
     lines = _ANSI.sub("", "\n".join(error.traceback)).rstrip().splitlines()

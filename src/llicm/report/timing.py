@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from llicm.benchmark.records import read_records
 from llicm.files import write_atomically, write_json
@@ -63,6 +64,10 @@ def write_runs(folder: Path, out: Path) -> int:
     stages = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = sorted((folder / ".run" / "hosts").glob("*.json"))
     stages |= {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in found}
+    lock = folder / "dvc.lock"
+    if lock.is_file():  # a stage that is gone has no time
+        present = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        stages = {name: told for name, told in stages.items() if name in present}
     if found:
         write_json(stages, path, sort_keys=True)
     rows = []
