@@ -218,11 +218,7 @@ def test_a_wrong_parameter_stops_the_pipeline_with_one_sentence(clone, altered):
     for old, new, said in (
         ("warmup:", "warmpu:", "unknown parameter 'training.warmpu' (did you mean 'training.warmup'?)"),
         ("seed: 0", "seed: none", "parameter 'seed' is \"none\": input should be a valid integer"),
-        (
-            "photos: ../../data",
-            "photos: nowhere",
-            "params.yaml: 'photos' names nowhere, which is no folder; correct it",
-        ),
+        ("photos: ../../data", "photos: nowhere", "'photos' names nowhere, which is no folder; correct it"),
     ):
         altered(file, old, new)
         result = clone.dvc("repro", SMOKE, check=False)
