@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of studies that are small enough to train in a test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from llicm.codec.learned import LearnedCodec
+from llicm.objectives import bits_per_pixel
 from llicm.parameters import Parameters, read, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,3 +37,21 @@ def study(models: Mapping[str, dict], objectives: Mapping[str, dict], **changes:
     for name, value in changes.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
     return validate(values)
+
+
+def train_codec(codec: LearnedCodec, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """An update of the codec for each batch, pictures (N, 3, H, W) and their levels (N,), by rate and distortion; it is
+    ready to code then. The losses before each update."""
+    optimizer = torch.optim.Adam([p for n, p in codec.named_parameters() if not n.endswith("quantiles")], lr=2e-3)
+    losses = []
+    for x, level in batches:
+        out = codec.train()(x, level)
+        mse = 255**2 * (out["x_hat"] - x).square().mean((1, 2, 3))
+        loss = (codec.lambdas(level) * mse + bits_per_pixel(out["likelihoods"], *x.shape[2:])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    codec.update()
+    codec.eval()
+    return losses

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import train_codec
 
 from llicm.codec import context
 from llicm.codec.bitstream import pack, unpack
@@ -268,22 +269,15 @@ def trained():
     codec = fresh(N=12, M=48)
     photo = smooth(256, 320, seed=3)
     photo = (photo + 0.03 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(4))).clamp(0, 1)
-    optimizer = torch.optim.Adam([p for n, p in codec.named_parameters() if not n.endswith("quantiles")], lr=2e-3)
-    losses = []
-    for step in range(80):
-        torch.manual_seed(step)
-        tops, lefts = torch.randint(192, (4,)), torch.randint(256, (4,))
-        x = torch.stack([photo[:, t : t + 64, s : s + 64] for t, s in zip(tops, lefts, strict=True)])
-        level = torch.rand(4) * 3
-        out = codec.train()(x, level)
-        mse = 255**2 * (out["x_hat"] - x).square().mean((1, 2, 3))
-        loss = (codec.lambdas(level) * mse + bits_per_pixel(out["likelihoods"], 64, 64)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    codec.update()
-    return codec.eval(), photo, losses
+
+    def batches():
+        for step in range(80):
+            torch.manual_seed(step)
+            tops, lefts, level = torch.randint(192, (4,)), torch.randint(256, (4,)), torch.rand(4) * 3
+            yield torch.stack([photo[:, t : t + 64, s : s + 64] for t, s in zip(tops, lefts, strict=True)]), level
+
+    losses = train_codec(codec, batches())
+    return codec, photo, losses
 
 
 def test_training_learns(trained):

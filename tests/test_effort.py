@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small import train_codec
 
 from llicm import cli
 from llicm.codec import effort, learned
@@ -13,7 +14,6 @@ from llicm.codec.bitstream import unpack
 from llicm.framework import LLICM
 from llicm.images import quantize8, write_png
 from llicm.model import load_model, save_model
-from llicm.objectives import bits_per_pixel
 from llicm.registry import CODECS
 from llicm.weights import load_part, save_part
 
@@ -35,18 +35,14 @@ def codec(request, photo):
     """A codec that has learned this photo a little."""
     torch.manual_seed(0)
     codec = CODECS.make(**request.param)
-    optimizer = torch.optim.Adam([p for n, p in codec.named_parameters() if not n.endswith("quantiles")], lr=2e-3)
-    for _ in range(40):
-        tops, lefts, level = torch.randint(37, (4,)), torch.randint(65, (4,)), torch.rand(4) * 2
-        x = torch.stack([photo[:, t : t + 64, s : s + 64] for t, s in zip(tops, lefts, strict=True)])
-        out = codec.train()(x, level)
-        mse = 255**2 * (out["x_hat"] - x).square().mean((1, 2, 3))
-        loss = (codec.lambdas(level) * mse + bits_per_pixel(out["likelihoods"], 64, 64)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    codec.update()
-    return codec.eval()
+
+    def batches():
+        for _ in range(40):
+            tops, lefts, level = torch.randint(37, (4,)), torch.randint(65, (4,)), torch.rand(4) * 2
+            yield torch.stack([photo[:, t : t + 64, s : s + 64] for t, s in zip(tops, lefts, strict=True)]), level
+
+    train_codec(codec, batches())
+    return codec
 
 
 def cost(codec, x, data):
