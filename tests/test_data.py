@@ -12,6 +12,7 @@ from torch import Generator
 from llicm.data.corpus import load_photos
 from llicm.data.crops import _recolour
 from llicm.data.dead_leaves import _occlusion, dead_leaves
+from llicm.data.graphics import GRAPHICS, graphic
 from llicm.data.pairs import Pair, copy_pairs, read_pairs, read_training_pairs, set_of, write_pairs
 from llicm.data.stream import PairStream
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER
@@ -127,6 +128,28 @@ def test_dead_leaves_need_a_source():
         dead_leaves(64, [], Generator())
 
 
+# --- graphics ---
+
+
+@pytest.mark.parametrize("kind", GRAPHICS)
+def test_graphics(kind):
+    made = [graphic(kind, 64, Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert made[0].shape == (3, 64, 64) and made[0].dtype == torch.float32
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+    assert torch.equal(made[0], (made[0] * 255).round() / 255) and made[0].min() >= 0 and made[0].max() <= 1
+    assert made[0].std() > 0.002  # something is there
+    assert graphic(kind, 16, Generator()).shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="one of page"):
+        graphic("fog", 64, Generator())
+
+
+def test_a_scan_is_grey_and_a_night_is_dark():
+    for seed in range(4):
+        scan, night = (graphic(kind, 64, Generator().manual_seed(seed)) for kind in ("scan", "night"))
+        assert torch.equal(scan[0], scan[1]) and torch.equal(scan[0], scan[2])
+        assert night.mean() < 0.25 < 0.5 < night.max()
+
+
 # --- stream ---
 
 
@@ -147,6 +170,19 @@ def make_stream(**changes):
 
 def same(a, b):
     return all(torch.equal(x.nan_to_num(-1), y.nan_to_num(-1)) for x, y in zip(a, b, strict=True))
+
+
+def test_clean_rows_show_graphics_and_no_others_change():
+    tasks = ["noisy", CLEAN]
+    without, some, all_ = (make_stream(tasks=tasks, batch=20, graphics_share=v).batch(0) for v in (0.0, 0.5, 1.0))
+    noisy, clean = without.task == 0, without.task == 1
+    for batch in (some, all_):
+        assert torch.equal(batch.ideal[clean], batch.degraded[clean]) and batch.photo.max() < 3
+    changed = (some.ideal != without.ideal).flatten(1).any(1)
+    assert 0 < int(changed.sum()) < int(clean.sum()) and not (changed & noisy).any()
+    assert (all_.ideal != without.ideal).flatten(1).any(1)[clean].all() and (all_.photo[clean] == -1).all()
+    with pytest.raises(ValueError, match="graphics_share"):
+        make_stream(graphics_share=1.5)
 
 
 def test_a_batch_depends_on_the_step_alone():

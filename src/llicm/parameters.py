@@ -51,6 +51,9 @@ class Data(_Group):
     """Lowest and highest severity (0 mild to 1 severe) of training degradations, drawn uniformly."""
     mixed: Share
     """Share of training crops that suffer a second of the tasks too."""
+    graphics_share: Share = 0.0
+    """Share of the clean training crops, of models whose tasks have `clean`, that are generated graphics: text, charts,
+    night skies and others that are easily taken for degraded ones."""
 
 
 class Degrade(_Group):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endless stream of training batches: crops of photos and dead leaves, degraded on the fly."""
+"""The endless stream of training batches: crops of photos and dead leaves, degraded on the fly, and graphics."""
 
 import bisect
 import itertools
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from llicm.data.crops import Crop, crops_at_once, cut
 from llicm.data.dead_leaves import dead_leaves
+from llicm.data.graphics import GRAPHICS, graphic
 from llicm.data.pairs import Pair
 from llicm.data.photo import Photo
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade, degrade_at_once
@@ -25,8 +26,8 @@ class Batch(NamedTuple):
 
     ``task`` (N,) int64 indexes the stream's tasks and ``second`` (N,) the further task of a mixed row, -1 for none.
     ``severity`` (N,) float32 lies in [0, 1] and is NaN for crops of ready-made pairs, whose severity nobody knows.
-    ``photo`` (N,) int64 indexes the stream's photos; -1 for dead leaves and ready-made pairs. The images are on the
-    stream's device, the others on the processor.
+    ``photo`` (N,) int64 indexes the stream's photos; -1 for what is made and for ready-made pairs. The images are on
+    the stream's device, the others on the processor.
     """
 
     degraded: Tensor
@@ -60,6 +61,8 @@ class PairStream:
         refresh: steps after which the oldest of them is replaced by a new one.
         paired: ready-made training pairs by word; half of that task's rows are then crops of these.
         mixed: probability, 0 to 1, that a row suffers a second of the tasks too, at a severity of its own.
+        graphics_share: probability that a row of the task "clean" shows neither a photo nor dead leaves but one of
+            `llicm.data.graphics`.
         device: where batches are made at once; None to make them on the processor, row by row.
 
     Raises:
@@ -71,19 +74,20 @@ class PairStream:
         self, photos: Sequence[Tensor | Photo], tasks: Sequence[str], crop: int, batch: int, seed: int,
         dead_leaves_share: float, severity: tuple[float, float], pool: int, refresh: int,
         paired: Mapping[str, Sequence[Pair]] | None = None, mixed: float = 0.0,
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = None, graphics_share: float = 0.0,
     ):  # fmt: skip
         low, high = severity
         if not photos or not tasks or min(crop, batch, pool, refresh) < 1:
             raise ValueError("PairStream needs photos, tasks, and crop, batch, pool, refresh >= 1")
-        if not (0 <= low <= high <= 1 and 0 <= dead_leaves_share <= 1 and 0 <= mixed <= 1):
-            raise ValueError("severity, dead_leaves_share and mixed must lie in [0, 1]")
+        if not (0 <= low <= high <= 1 and all(0 <= v <= 1 for v in (dead_leaves_share, mixed, graphics_share))):
+            raise ValueError("severity, dead_leaves_share, mixed and graphics_share must lie in [0, 1]")
         if unknown := [word for word in tasks if word not in DEGRADATIONS and word != CLEAN]:
             known = ", ".join(DEGRADATIONS)
             raise UserError(f"tasks: unknown degradation {unknown[0]!r}; use one of {known}.")
         self.tasks = tuple(tasks)
         self.crop, self.rows, self.seed = crop, batch, seed
         self.dead_leaves_share, self.severity, self.mixed = dead_leaves_share, (low, high), mixed
+        self.graphics_share = graphics_share
         self._degrading = [index for index, word in enumerate(self.tasks) if word != CLEAN]
         self.pool, self.refresh = pool, refresh
         self._photos = [Photo.of(photo) for photo in photos]
@@ -157,6 +161,9 @@ class PairStream:
         if word in self._paired and u[0] < 0.5:
             pair = self._paired[word][bisect.bisect_right(self._paired_cumulative[word], u[2])]
             return -1, tuple(Crop(picture, 1.0, *drawn) for picture in pair)
+        if word == CLEAN and u[1] >= 1 - self.graphics_share:
+            kind, own = list(GRAPHICS)[int(u[2] * len(GRAPHICS))], Generator().manual_seed(int(u[7] * 2**62))
+            return -1, (Crop(Photo.of(graphic(kind, self.crop, own)), 1.0, *drawn),)
         if u[1] < self.dead_leaves_share:
             first = step // self.refresh
             return -1, (Crop(self._leaf(first + int(u[2] * self.pool), first), 1.0, *drawn, u[7:]),)

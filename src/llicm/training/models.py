@@ -96,7 +96,7 @@ def train_model(
     mild, severe = data.severity
     stream = PairStream(
         photos, tasks, training.crop, training.batch, seed, data.dead_leaves_share, (mild, severe), data.pool,
-        data.refresh, paired, data.mixed, "cuda" if torch.cuda.is_available() else None,
+        data.refresh, paired, data.mixed, "cuda" if torch.cuda.is_available() else None, data.graphics_share,
     )  # fmt: skip
     trainer = Trainer(
         system, model.trains, Objective(**parameters.objectives[model.objective].model_dump()), stream, tasks,

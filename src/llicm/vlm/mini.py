@@ -128,7 +128,8 @@ def train_mini(
 
     def stream(words: Sequence[str], rows: int, seed: int, mixed: float = 0.0) -> PairStream:
         leaves = data["dead_leaves_share"], data["pool"], data["refresh"]
-        return PairStream(sources, words, size, rows, seed, leaves[0], severity, *leaves[1:], mixed=mixed)
+        shares = {"mixed": mixed, "graphics_share": data.get("graphics_share", 0.0)}
+        return PairStream(sources, words, size, rows, seed, leaves[0], severity, *leaves[1:], **shares)
 
     clean, extra = stream([CLEAN], batch, seed), batch // 3
     every = stream(WORDS, batch - extra, seed, mixed)
