@@ -60,7 +60,9 @@ def test_a_part_of_the_package_is_in_a_file_of_its_name():
 
 
 def test_the_room_has_these_parts():
-    assert {"mean-scale"} <= set(CODECS.names()) and {"direct", "irsde"} <= set(RESTORERS.names())
+    assert {"mean-scale", "context", "compressai"} <= set(CODECS.names()) and {"direct", "irsde"} <= set(
+        RESTORERS.names()
+    )
     assert not {"direct", "irsde"} & set(CODECS.names())
 
 

@@ -32,8 +32,8 @@ from llicm.transforms import BlockDCT, squash
 from llicm.weights import round_parameters
 
 __all__ = [
-    "HYPER_LIMIT", "OCTAVE", "Block", "HyperSynthesis", "LearnedCodec", "Quantizer", "Transform", "bands",
-    "hyper_analysis", "zeroed",
+    "HYPER_LIMIT", "OCTAVE", "Block", "BoundCodec", "HyperSynthesis", "LearnedCodec", "Quantizer", "Transform",
+    "bands", "hyper_analysis", "zeroed",
 ]  # fmt: skip
 
 STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
@@ -121,7 +121,49 @@ def hyper_analysis(N: int, M: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-class LearnedCodec(nn.Module):
+class BoundCodec(nn.Module):
+    """A codec whose files tell which weights wrote them; `config` has its `lambdas`, one for each level."""
+
+    config: dict[str, Any]
+    _coding: Any  # what `_forget` makes anew, as the tables in the coder's form
+    _cached_id: bytes | None
+
+    @property
+    def levels(self) -> int:
+        """Number of trained levels."""
+        return len(self.config["lambdas"])
+
+    def lambdas(self, level: Tensor) -> Tensor:
+        """Lagrangian weight at each continuous level of `level` (N,), interpolated geometrically."""
+        table = torch.tensor(self.config["lambdas"], device=level.device).log().view(-1, 1)
+        return interpolate(table, level).view(-1).exp()
+
+    def relative_level(self, level: Tensor) -> Tensor:
+        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
+        return level / max(self.levels - 1, 1)
+
+    def model_id(self) -> bytes:
+        """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    def _id(self) -> bytes:
+        if self._cached_id is None:
+            self._cached_id = self.model_id()
+        return self._cached_id
+
+    def train(self, mode: bool = True) -> Self:
+        self._forget()  # weights may change from here on
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        self._coding = self._cached_id = None
+
+
+class LearnedCodec(BoundCodec):
     """Variable-rate codec on a block DCT with gains and a hyper-latent.
 
     A codec builds `h_a`, `h_s` and `eb_z` (after `g_s`, whose end is its own), says what latents cost and give
@@ -149,7 +191,6 @@ class LearnedCodec(nn.Module):
     lengths: Tensor  # of the tables
     first: Tensor  # symbol of each table's first entry
     _coding: tuple[Tables, Tables] | None
-    _cached_id: bytes | None
 
     def __init__(self, name: str, N: int, M: int, lambdas: list[float]):
         super().__init__()
@@ -222,24 +263,10 @@ class LearnedCodec(nn.Module):
         """Values that `_decode` gives in quantiser steps."""
         return values
 
-    @property
-    def levels(self) -> int:
-        """Number of trained levels."""
-        return self.log_gain.shape[0]
-
-    def lambdas(self, level: Tensor) -> Tensor:
-        """Lagrangian weight at each continuous level of `level` (N,), interpolated geometrically."""
-        table = torch.tensor(self.config["lambdas"], device=level.device).log().view(-1, 1)
-        return interpolate(table, level).view(-1).exp()
-
     def gains(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and inverse gain (N, M, 1, 1) at each continuous level of `level` (N,)."""
         gain, inverse = (interpolate(t, level).exp()[..., None, None] for t in (self.log_gain, self.log_inverse_gain))
         return gain, inverse
-
-    def relative_level(self, level: Tensor) -> Tensor:
-        """Level on a scale from 0 (lowest rate) to 1 (highest)."""
-        return level / max(self.levels - 1, 1)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -264,26 +291,6 @@ class LearnedCodec(nn.Module):
         self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
         self._forget()
         return super().load_state_dict(state_dict, strict, assign)
-
-    def model_id(self) -> bytes:
-        """SHA-256 over names and bytes of all weights and tables: binds a bitstream to its decoder."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.digest()
-
-    def _id(self) -> bytes:
-        if self._cached_id is None:
-            self._cached_id = self.model_id()
-        return self._cached_id
-
-    def train(self, mode: bool = True) -> Self:
-        self._forget()  # weights may change from here on
-        return super().train(mode)
-
-    def _forget(self) -> None:
-        self._coding = self._cached_id = None
 
     @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
     @torch.no_grad()

@@ -65,7 +65,7 @@ def train_model(
 
     A model that starts from weights of all that it trains goes on where pretraining ended, with its learning rate and
     data. One that starts from nothing also writes its weights at the end of pretraining (`pretrained.safetensors`); if
-    `init` has weights of its name, those are its pretraining.
+    `init` has weights of its name, or its parts come with released ones, those are its pretraining.
 
     Args:
         parameters: seed, tasks, data, training; the model's entry of `models`, and its objective.
@@ -87,6 +87,7 @@ def train_model(
     fresh = [kind for kind in model.trains if kind not in parts]
     for kind in fresh:
         parts[kind] = _build(kind, model, tasks, vlm)
+    pretrained = all(kind not in fresh or getattr(parts[kind], "pretrained", False) for kind in model.trains)
     restorer: Any = parts.get("restorer")
     system = LLICM(parts.get("codec"), restorer, conditioner_for(restorer, vlm), parts.get("prefilter"))
     transcoder = Transcoder(model.codecs) if model.codecs else None
@@ -100,7 +101,7 @@ def train_model(
     )  # fmt: skip
     trainer = Trainer(
         system, model.trains, Objective(**parameters.objectives[model.objective].model_dump()), stream, tasks,
-        steps=updates, first=0 if fresh else pretraining, warmup=training.warmup, lr=training.lr,
+        steps=updates, first=pretraining if pretrained else 0, warmup=training.warmup, lr=training.lr,
         max_grad_norm=training.max_grad_norm, precision=training.precision, seed=seed, log_every=training.log_every,
         hint_share=1.0 if isinstance(system.conditioner, Oracle) else training.hint_share, transcoder=transcoder,
     )  # fmt: skip
