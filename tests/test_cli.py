@@ -464,6 +464,25 @@ def test_restore(here, model, capsys):
     assert files("better") == ["b.jpg", "c.jpg"] and Image.open("better/b.jpg").format == "JPEG"
 
 
+def test_restored_files_of_a_quality_or_a_size(here, model, small, monkeypatch, capsys):
+    runs, enhance = [], type(small).enhance
+    monkeypatch.setattr(type(small), "enhance", lambda *args: runs.append(1) or enhance(*args))
+    said = run(capsys, "restore", "a.png", "-o", "b.avif", "--bpp", "0.5")
+    size = Path("b.avif").stat().st_size
+    assert 700 < size <= 0.5 * 128 * 96 / 8 and said.out.endswith(f"128x96  {size} bytes  {size / 1536:.3f} bpp\n")
+    assert runs == [1], "restored once, whatever is tried"
+    assert (read_image("b.avif") - picture() * 0.5).square().mean() < 0.005
+    run(capsys, "restore", "photos", "-o", "better", "--format", "jpg", "--quality", "20")
+    run(capsys, "restore", "photos/b.png", "-o", "b.jpg", "--bytes", "900")
+    assert files("better") == ["b.jpg", "c.jpg"] and Path("b.jpg").stat().st_size <= 900
+    before = Path("b.avif").read_bytes()
+    said = run(capsys, "restore", "a.png", "-o", "b.avif", "--bytes", "20", "--force", code=1)
+    assert said.err.startswith("error: a.png: ") and "20 are too few" in said.err
+    assert Path("b.avif").read_bytes() == before
+    said = run(capsys, "restore", "a.png", "--bytes", "20", "--quality", "7", code=2)
+    assert "--quality, --bpp and --bytes exclude each other" in said.err
+
+
 def test_restore_with_the_real_restorer(here, model, small, monkeypatch, capsys):
     restorer = RESTORERS.make("direct", width=8, blocks=[1, 1, 1]).eval()
     monkeypatch.setitem(sys.modules, "llicm.model", types.SimpleNamespace(load_model=lambda *_: LLICM(None, restorer)))

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 import os
+import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from llicm.cli import files
-from llicm.cli.files import FORMATS, Job, check_target, encode_photo, expand, format_of, plan
+from llicm.cli.files import EXACT, LOSSY, Job, check_target, encode_photo, expand, format_of, plan
 from llicm.errors import UserError
 from llicm.images import quantize8, read_image
 
@@ -87,15 +90,59 @@ def test_clashes_are_refused_before_anything_is_done(folder, inputs, output, suf
         plan(inputs, output, suffix, ".restored")
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+def read(data):
+    """As `read_image`, and JPEG XL."""
+    if b"JXL" not in data[:12]:
+        return read_image(data)
+    pixels = np.atleast_3d(np.array(Image.open(io.BytesIO(data))))
+    return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, -1, -1) / 255
+
+
+@pytest.mark.parametrize("suffix", EXACT)
 def test_images_come_back(suffix):
     image = photo()
     data = encode_photo(image, suffix)
-    assert Image.open(io.BytesIO(data)).format == FORMATS[suffix][0]
-    if "JPEG" in FORMATS[suffix]:
-        assert (read_image(data) - image).abs().mean() < 0.01
-    else:
-        assert torch.equal(read_image(data), quantize8(image))
+    assert Image.open(io.BytesIO(data)).format == EXACT[suffix][0]
+    assert torch.equal(read_image(data), quantize8(image))
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_images_of_a_quality_or_a_size(suffix):
+    image = F.interpolate(photo()[None], (60, 75), mode="bicubic")[0].clamp(0, 1)
+    low, usual, high = (len(encode_photo(image, suffix, quality)) for quality in (0, LOSSY[suffix][1], 100))
+    assert low < usual < high and len(encode_photo(image, suffix, 100)) == high
+    if suffix not in EXACT:
+        assert (read(encode_photo(image, suffix)) - image).abs().mean() < 0.02
+        assert len(encode_photo(image, suffix)) == usual
+    for size in (low, usual, high):
+        data = encode_photo(image, suffix, size=size)
+        assert 0.9 * size < len(data) <= size and read(data).shape == image.shape
+    with pytest.raises(UserError, match=f"takes {low} bytes at the lowest .*; 10 are too few"):
+        encode_photo(image, suffix, size=10)
+
+
+@pytest.mark.parametrize("suffix", LOSSY)
+def test_grey_images_stay_grey(suffix):
+    image = F.interpolate(photo()[None, :1], (60, 75), mode="bicubic")[0].clamp(0, 1).expand(3, -1, -1)
+    for words in ({"quality": 30}, {"size": 2500}):
+        made = read(encode_photo(image, suffix, **words))
+        # the arithmetic of lossy WebP has no exact grey
+        assert (made.amax(0) - made.amin(0)).max() <= (2.5 / 255 if suffix == ".webp" else 0)
+
+
+def test_a_quality_or_a_size_that_cannot_be():
+    for suffix in (".png", ".tif"):
+        assert encode_photo(photo(), suffix, size=10_000) == encode_photo(photo(), suffix)
+        with pytest.raises(UserError, match="keeps every pixel and has no quality; name a file such as .jpg"):
+            encode_photo(photo(), suffix, 50)
+        with pytest.raises(UserError, match=r"keeps every pixel, in \d+ bytes; 100 are too few: name a file such as"):
+            encode_photo(photo(), suffix, size=100)
+
+
+def test_a_format_without_its_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match="heic420 needs the package pillow-heif: pip install pillow-heif"):
+        encode_photo(photo(), ".heic")
 
 
 def test_a_format_that_cannot_hold_the_image():
@@ -106,8 +153,9 @@ def test_a_format_that_cannot_hold_the_image():
 def test_format_is_set_by_suffix_or_option():
     assert format_of(Path("a.JPG"), None) == ".jpg" and format_of(Path("a.jpeg"), "jpg") == ".jpeg"
     assert format_of(None, None) == ".png" and format_of(Path("a"), "webp") == ".webp"
-    with pytest.raises(UserError, match="a.heic: images are written as .png"):
-        format_of(Path("a.heic"), None)
+    assert format_of(Path("a.heic"), None) == ".heic" and format_of(Path("a.jxl"), "jxl") == ".jxl"
+    with pytest.raises(UserError, match="a.bmp: images are written as .png"):
+        format_of(Path("a.bmp"), None)
     with pytest.raises(UserError, match="a.png: its suffix says png, --format says jpg"):
         format_of(Path("a.png"), "jpg")
 

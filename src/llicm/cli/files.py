@@ -5,6 +5,7 @@ A photo is (3, H, W) RGB float32 in [0, 1] here too. A path of None stands for a
 `llicm.images` is imported where it is needed, because it loads torch, and `llicm inspect` does without.
 """
 
+import functools
 import io
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STREAM_SUFFIX = ".llicm"
-# Suffix -> Pillow's name of the format and its options. All but JPEG keep the 8-bit pixels exactly.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+# Suffix -> Pillow's name of a format that keeps the 8-bit pixels exactly, and its options.
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
     ".webp": ("WEBP", {"lossless": True}),
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
+# Suffix -> codec of `llicm.codec.conventional`, in the form that every viewer opens, and its usual quality, 0 to 100.
+# WebP is exact, unless a quality or a size is asked for.
+LOSSY: dict[str, tuple[str, int]] = {
+    ".jpg": ("jpeg444", 95), ".jpeg": ("jpeg444", 95), ".webp": ("webp", 95),
+    ".avif": ("avif420", 85), ".heic": ("heic420", 75), ".jxl": ("jxl", 90),
+}  # fmt: skip
+FORMATS = tuple(dict.fromkeys([*EXACT, *LOSSY]))
 _FILES = {STREAM_SUFFIX, *FORMATS}  # suffixes that no folder to be made has
 
 
@@ -165,7 +171,7 @@ def format_of(target: Path | None, wanted: str | None) -> str:
         return asked or ".png"
     if own not in FORMATS:
         raise UserError(f"{target}: images are written as {', '.join(FORMATS)}; give one of these suffixes.")
-    if asked and FORMATS[own] != FORMATS[asked]:
+    if asked and EXACT.get(own, LOSSY.get(own)) != EXACT.get(asked, LOSSY.get(asked)):
         raise UserError(f"{target}: its suffix says {own[1:]}, --format says {wanted}; leave one of them out.")
     return own
 
@@ -216,27 +222,49 @@ def read_photo(source: Path | None) -> "Tensor":
     return read_image(read_bytes(source), name_of(source)) if once else read_image(cast(Path, source))
 
 
-def encode_photo(image: "Tensor", suffix: str) -> bytes:
+def encode_photo(image: "Tensor", suffix: str, quality: int | None = None, size: float | None = None) -> bytes:
     """A photo (3, H, W) in [0, 1], rounded to 8 bits, as the bytes of an image file, grey if the photo is.
 
     Args:
-        suffix: a key of `FORMATS`.
+        suffix: one of `FORMATS`. quality: 0 to 100, of the formats in `LOSSY` only. size: take the highest quality that
+            needs no more bytes.
 
     Raises:
-        UserError: the format cannot hold an image of this size (WebP ends at 16383 pixels a side).
+        UserError: the format cannot hold an image of this size (WebP ends at 16383 pixels a side), has no quality, or
+            not so small a file, or its library is missing.
     """
     import torch
     from PIL import Image
 
+    from llicm.codec.conventional import find_codec
+    from llicm.codec.rate import compress_to
+
     array = check_finite(image, "the picture").detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-    buffer = io.BytesIO()
-    kind, options = FORMATS[suffix]
+    pixels = (array[0] if is_grey(array) else array.permute(1, 2, 0)).contiguous().numpy()
     try:
-        pixels = array[0] if is_grey(array) else array.permute(1, 2, 0)
-        Image.fromarray(pixels.contiguous().numpy()).save(buffer, format=kind, **options)
-    except (OSError, ValueError) as error:
+        if suffix not in LOSSY or (suffix in EXACT and quality is None and size is None):
+            kind, options = EXACT[suffix]
+            if quality is not None:
+                raise UserError(f"{kind} keeps every pixel and has no quality; name a file such as .jpg or .avif.")
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format=kind, **options)
+            if size is not None and buffer.tell() > size:
+                raise UserError(
+                    f"{kind} keeps every pixel, in {buffer.tell()} bytes; {int(size)} are too few: name a file such as "
+                    ".jpg or .avif."
+                )
+            return buffer.getvalue()
+        name, usual = LOSSY[suffix]
+        kind, codec = suffix[1:].upper(), find_codec(name)
+        if missing := codec.missing():
+            raise UserError(missing)
+        low, high = codec.quality_range
+        encode = functools.cache(lambda own: codec.write(pixels, own))
+        if size is not None:
+            return compress_to(lambda level: encode(int(level)), size, low, high)[0]
+        return encode(low + round((high - low) * (usual if quality is None else quality) / 100))
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{kind} cannot hold this image ({error}); choose PNG.") from None
-    return buffer.getvalue()
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -33,9 +33,17 @@ _model = click.option(
     help="Weights to use, one .safetensors file; default: those of the repository.",
 )  # fmt: skip
 _format = click.option(
-    "--format", "wanted", type=click.Choice(["png", "jpg", "webp", "tif"]),
+    "--format", "wanted", type=click.Choice(["png", "jpg", "webp", "tif", "avif", "heic", "jxl"]),
     help="Kind of image to write where OUT leaves it open; default: png. PNG, WebP and TIFF keep the result exactly, "
-    "JPEG has quality 95.",
+    "JPEG, AVIF, HEIC and JPEG XL have a high quality.",
+)  # fmt: skip
+_bpp = click.option(
+    "--bpp", type=Number(0, 1000, min_open=True), metavar="BPP",
+    help="Make the file as good as fits into so many bits per pixel, e.g. 0.25.",
+)  # fmt: skip
+_size_option = click.option(
+    "--bytes", "size", type=click.IntRange(1, 1 << 40), metavar="BYTES",
+    help="Make each file as good as fits into so many bytes, e.g. 20000.",
 )  # fmt: skip
 _task = click.option(
     "--task", type=Task(), shell_complete=offer(TASKS),
@@ -112,19 +120,23 @@ def _convert(jobs: Iterable[Job], force: bool, work: Callable[[Job], tuple[bytes
 
 def _convert_to_images(
     make: Callable[[Job], "Tensor"], inputs: Sequence[str], output: str | None, wanted: str | None, force: bool,
-    label: str = "", streams: bool = False, words: str = "",
+    label: str = "", streams: bool = False, words: str = "", quality: int | None = None, bpp: float | None = None,
+    size: int | None = None,
 ) -> None:  # fmt: skip
     """Write the image (3, H, W) that `make` gives for each job; see `plan`, `format_of` and `_convert`.
 
     Args:
-        words: the end of each line on standard output.
+        words: the end of each line on standard output. quality, bpp, size: at most one, see `encode_photo`.
     """
     jobs = files.plan(inputs, output, f".{wanted or 'png'}", label, streams)
     formats = {job: files.format_of(job.target, wanted) for job in jobs}
 
     def work(job: Job) -> tuple[bytes, str]:
         image = make(job)
-        return files.encode_photo(image, formats[job]), _size(image) + words
+        pixels = image.shape[1] * image.shape[2]
+        data = files.encode_photo(image, formats[job], quality, bpp * pixels / 8 if bpp is not None else size)
+        asked = quality is not None or bpp is not None or size is not None
+        return data, _size(image) + words + (f"  {_rate(len(data), pixels)}" if asked else "")
 
     _convert(jobs, force, work)
 
@@ -133,8 +145,15 @@ def _size(image: "Tensor") -> str:
     return f"{image.shape[2]}x{image.shape[1]}"
 
 
-def _rate(size: int, pixels: int, level: float) -> str:
-    return f"{size} bytes  {8 * size / pixels:.3f} bpp  level {level:.4g}"
+def _rate(size: int, pixels: int) -> str:
+    return f"{size} bytes  {8 * size / pixels:.3f} bpp"
+
+
+def _one_of(**options: object) -> None:
+    """Refuse more than one of these options."""
+    if sum(value is not None for value in options.values()) > 1:
+        *names, last = (f"--{name}" for name in options)
+        raise click.UsageError(f"{', '.join(names)} and {last} exclude each other: give one of them.")
 
 
 # --- commands ---
@@ -147,14 +166,8 @@ def _rate(size: int, pixels: int, level: float) -> str:
     "--level", type=Number(0), metavar="LEVEL",
     help=f"Rate, from 0 (smallest files) to 4 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
 )  # fmt: skip
-@click.option(
-    "--bpp", type=Number(0, 1000, min_open=True), metavar="BPP",
-    help="Take the highest level that fits into so many bits per pixel, e.g. 0.25.",
-)  # fmt: skip
-@click.option(
-    "--bytes", "size", type=click.IntRange(1, 1 << 40), metavar="BYTES",
-    help="Take the highest level that fits into so many bytes a file, e.g. 20000.",
-)  # fmt: skip
+@_bpp
+@_size_option
 @click.option(
     "--effort", type=click.IntRange(0, 10_000), metavar="STEPS", default=0, show_default=True,
     help="Steps of refinement for each photo, e.g. 50: smaller files or better pictures, in a hundred times the time.",
@@ -176,8 +189,7 @@ def compress(
       llicm compress photo.png -o photo.llicm --bytes 20000
       cat photo.jpg | llicm compress - --level 3.5 > photo.llicm
     """
-    if sum(value is not None for value in (level, bpp, size)) > 1:
-        raise click.UsageError("--level, --bpp and --bytes exclude each other: give one of them.")
+    _one_of(level=level, bpp=bpp, bytes=size)
     jobs = files.plan(inputs, output, ".llicm")
     for job in jobs:
         if job.target and job.target.suffix.lower() in files.FORMATS:
@@ -201,7 +213,7 @@ def compress(
             if len(data) < _CLOSE * allowed:
                 why = "the highest level needs no more" if reached >= top else "no level comes closer"
                 print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
-        return data, f"{_size(x)}  {_rate(len(data), pixels, unpack(data).level)}"
+        return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}"
 
     _convert(jobs, force, work)
 
@@ -249,14 +261,21 @@ def decompress(
 @click.command()
 @_inputs
 @_output
+@click.option(
+    "--quality", type=click.IntRange(0, 100), metavar="Q",
+    help="Of a JPEG, WebP, AVIF, HEIC or JPEG XL, from 0 (smallest files) to 100 (best pictures).",
+)  # fmt: skip
+@_bpp
+@_size_option
 @_task
 @_format
 @_model
 @_force
 def restore(
-    inputs: tuple[str, ...], output: str | None, task: str | None, wanted: str | None, model: Path | None, force: bool
-) -> None:
-    """Enhance photos without compressing them.
+    inputs: tuple[str, ...], output: str | None, quality: int | None, bpp: float | None, size: int | None,
+    task: str | None, wanted: str | None, model: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Enhance photos, and write them as images that any viewer opens.
 
     IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.restored.png beside
     it. What is wrong with the photo is detected, unless --task names it.
@@ -265,8 +284,10 @@ def restore(
     Examples:
       llicm restore photo.jpg
       llicm restore photo.jpg -o better.png --task rainy
-      llicm restore photos/ -o better/ --format webp
+      llicm restore photo.jpg -o better.avif --bytes 50000
+      llicm restore photos/ -o better/ --format jpg --quality 80
     """
+    _one_of(quality=quality, bpp=bpp, bytes=size)
     loaded = functools.cache(lambda: _load(model, "restorer", *(["conditioner"] if task else [])))
 
     def make(job: Job) -> "Tensor":
@@ -276,7 +297,7 @@ def restore(
         with no_grad():
             return system.enhance(files.read_photo(job.source)[None], None, [task])[0].clamp(0, 1)
 
-    _convert_to_images(make, inputs, output, wanted, force, ".restored")
+    _convert_to_images(make, inputs, output, wanted, force, ".restored", quality=quality, bpp=bpp, size=size)
 
 
 @click.command()
@@ -363,7 +384,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
             print_result(
                 f"{facts['file']}\n"
                 f"  size     {facts['width']}x{facts['height']} pixels{', grey' * facts['grey']}\n"
-                f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'], facts['level'])}\n"
+                f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'])}  level {facts['level']:.4g}\n"
                 f"  payload  {facts['payload']} bytes\n"
                 f"  model    {facts['model']}\n"
                 f"  version  {facts['version']}"
