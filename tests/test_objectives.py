@@ -35,12 +35,22 @@ def test_distances_order_and_differentiate(name):
     assert torch.isfinite(guess.grad).all() and guess.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["mse", "log_mse"])
+@pytest.mark.parametrize("name", ["mse", "log_mse", "bounded_log_mse"])
 def test_distances_meet_at_28_db(name):
     ideal = torch.full((1, 3, 64, 64), 0.5)
     error = torch.tensor(10 / 255).requires_grad_()  # 255^2 MSE = 100
     (slope,) = torch.autograd.grad(DISTANCES[name](ideal + error, ideal).sum(), error)
     assert float(slope) == pytest.approx(2 * 10 * 255, rel=0.01)
+
+
+def test_what_has_hardly_an_error_does_not_outweigh_the_others():
+    errors, ideal = torch.logspace(-3, 2, 200).requires_grad_(), torch.full((200, 3, 2, 2), 0.5)
+    slopes = [
+        torch.autograd.grad(DISTANCES[name](ideal + errors.view(-1, 1, 1, 1) / 255, ideal).sum(), errors)[0].max()
+        for name in ("log_mse", "bounded_log_mse")
+    ]
+    at_28_db = 2 * 10  # of `mse` too
+    assert slopes[0] > 15 * at_28_db and slopes[1] < 1.8 * at_28_db
 
 
 def test_a_mixture_is_the_weighted_sum(batch):
@@ -50,7 +60,7 @@ def test_a_mixture_is_the_weighted_sum(batch):
 
 
 def test_unknown_distance_is_named():
-    with pytest.raises(UserError, match="'nonesuch'; choose from charbonnier, log_mse, ms_ssim, mse"):
+    with pytest.raises(UserError, match="'nonesuch'; choose from bounded_log_mse, charbonnier, log_mse, ms_ssim, mse"):
         distance({"nonesuch": 1.0}, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
 
 
