@@ -9,8 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llicm.benchmark import evaluate
 from llicm.benchmark.evaluate import Plan, evaluate_group
-from llicm.data.pairs import read_pairs, write_pairs
+from llicm.benchmark.metrics import make_metrics
+from llicm.benchmark.runners import FileCodec, Runner
+from llicm.codec.conventional import find_codec
+from llicm.data.pairs import Pair, read_pairs, write_pairs
 from llicm.errors import UserError
 from llicm.methods import Method
 
@@ -75,6 +79,29 @@ def test_further_sets_have_metrics_of_their_own(pairs, tmp_path):
     }  # fmt: skip
     values = {row["task"]: row["value"] for row in rows if row["metric"] == "psnr" and row["level"] == 60}
     assert values["clean"] > values["noisy@0.2"] > values["noisy"]
+
+
+def test_what_restoring_takes_from_clean_pictures_is_measured_before_and_behind_the_codec(pairs, tmp_path, monkeypatch):
+    def darker(image, level, task, steps):
+        return 0.9 * image
+
+    codec = FileCodec(find_codec("jpeg"), tells_level=False)
+    behind = Runner(replace(JPEG, name="jpeg>darker", restorer="darker"), codec, None, darker)
+    before = Runner(replace(JPEG, name="darker>jpeg", prefilter="darker"), codec, darker)
+    more = replace(plan(pairs, "harm"), extra_metrics=("psnr",), streams=tmp_path / "streams")
+    runners, (metric,) = [Runner(JPEG, codec), behind, before], make_metrics(["psnr"])
+    worker = {"plan": more, "runners": runners, "metrics": {"psnr": metric}}
+    monkeypatch.setattr(evaluate, "_worker", worker)
+    ideal = read_pairs(pairs, "val", "noisy")[0].ideal
+    rows = evaluate._measure("clean", Pair("a", ideal, ideal), True)["rows"]
+    values = {(row["method"], row["level"], row["metric"]): row["value"] for row in rows}
+    for level in JPEG.levels:
+        assert ("jpeg", level, "harm") not in values
+        for name in ("jpeg>darker", "darker>jpeg"):
+            lost = values["jpeg", level, "psnr"] - values[name, level, "psnr"]
+            assert lost > 2 and values[name, level, "harm"] == pytest.approx(lost, abs=1e-3)
+    others = evaluate._measure("noisy@0.2", Pair("a", ideal, ideal), True)["rows"]
+    assert {row["metric"] for row in others} == {"psnr"}
 
 
 @pytest.mark.slow

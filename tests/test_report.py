@@ -462,6 +462,11 @@ def study(records, parameters, tmp_path):
         records[records["method"] == name].assign(metric=probe, value=0.5)
         for name, probe in (("jpeg", "kept"), ("llicm", "kept"), ("llicm", "bpp_estimated"))
     ]
+    lost = {"llicm": [0.1, 0.6], "rdo>restorer": [0.0, 29.0]}  # dB, of the images of each level
+    for name, values in lost.items():
+        of = records[(records["method"] == name) & (records["task"] == TASKS[0]) & (records["metric"] == "psnr")]
+        of = of.assign(task="clean", metric="harm")
+        probes.append(of.assign(value=[values[n % 2] for n in of.groupby("level").cumcount()]))
     return Study(pd.concat([records, *variants, *steps, *probes]), parameters, tmp_path / "results", tmp_path)
 
 
@@ -480,6 +485,9 @@ def test_every_section_writes_its_files(study, tmp_path):
     assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == 4.5
     assert (study.tables / "comparisons.csv").is_file()
     assert sections.hidden(study).is_file()
+    assert "| llicm |" in (text := sections.harm(study)) and "-0.60 dB" in text and "-29.00 dB" in text
+    numbers = json.loads((study.out / "metrics.json").read_text())
+    assert numbers["harm_worst_db"] == -0.6 and numbers["harm_share"] == 0.5
     assert sections.extra_sets(study) == "No further sets in these parameters.\n"
     assert "both embeddings: no difference shown" in sections.ablation(study)
     assert sections.specialists(study) == "No specialists in these parameters.\n"

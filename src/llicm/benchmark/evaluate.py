@@ -27,9 +27,11 @@ from llicm.benchmark.metrics import SET_METRICS, make_metrics, set_distance, use
 from llicm.benchmark.probes import estimated_bpp, kept_energy
 from llicm.benchmark.runners import Clock, load_runners
 from llicm.data.pairs import Pair, read_pairs
+from llicm.degradations import CLEAN
 from llicm.files import json_text, write_atomically
 from llicm.images import write_png
 from llicm.methods import Method
+from llicm.objectives import psnr
 
 __all__ = ["Plan", "evaluate_group"]
 
@@ -106,6 +108,11 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
                     values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
                     if runner.network is not None:
                         values["bpp_estimated"] = estimated_bpp(runner.network, pair.degraded, level)
+            if task == CLEAN and method.codec != "raw" and method.order != "alone":
+                with clock("probes"):
+                    plain = runner.plain.run(pair.degraded, level, task, memo).output
+                    before, after = psnr(torch.stack([plain, coded.output]), pair.ideal[None]).tolist()
+                    values["harm"] = before - after
             rows += [
                 {
                     "method": method.name, "family": method.group, "order": method.order, "task": task,

@@ -202,8 +202,8 @@ def metric_info(name: str) -> MetricInfo:
     if name in OWN_METRICS:
         return OWN_METRICS[name][0]
     if name in PROBES:
-        unit = "bpp" if name == "bpp_estimated" else ""
-        return MetricInfo(name, PROBES[name], unit, lower_better=True, needs_reference=name == "kept")
+        unit = {"bpp_estimated": "bpp", "harm": "dB"}.get(name, "")
+        return MetricInfo(name, PROBES[name], unit, lower_better=True, needs_reference=name != "bpp_estimated")
     if name == "niqe_fit":
         return MetricInfo(name, "NIQE (own fit)", "", lower_better=True, needs_reference=False)
     if name == "fid":

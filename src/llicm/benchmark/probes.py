@@ -5,6 +5,7 @@
 |---|---|
 | ``bpp_estimated`` | bits per pixel by the entropy model's likelihoods, as papers report them when nothing is written |
 | ``kept`` | share of the degradation's energy that is still in the decoded image X̂ |
+| ``harm`` | of clean pictures: PSNR in dB that restoring loses, against the same codec and level without restoring |
 """
 
 import torch
@@ -16,7 +17,7 @@ from llicm.registry import Codec
 
 __all__ = ["PROBES", "estimated_bpp", "kept_energy"]
 
-PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂"}
+PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂", "harm": "PSNR lost by restoring"}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,12 @@ class Runner:
     def network(self) -> Any:
         """The learned codec; None for another."""
         return self.codec.network if isinstance(self.codec, LearnedCodec) else None
+
+    @property
+    def plain(self) -> "Runner":
+        """The same codec without any restorer."""
+        alone = replace(self.method, prefilter=None, restorer=None)
+        return replace(self, method=alone, prefilter=None, restorer=None)
 
     @torch.no_grad()
     def run(

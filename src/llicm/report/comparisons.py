@@ -23,6 +23,7 @@ from llicm.parameters import Model, Training
 from llicm.report.writing import chosen
 
 STRONGEST = "strongest"  # as an anchor: the strongest baseline of each task
+HARM = 0.5  # dB of PSNR that a clean picture may lose by restoring
 
 
 def of_role(methods: Iterable[Method], *roles: str) -> list[Method]:
@@ -354,10 +355,27 @@ def headline_numbers(summarised: pd.DataFrame, gains: pd.Series, test: str) -> d
     chosen = sorted(
         means.itertuples(), key=lambda row: (row.test != test, row.test == test and row.anchor != STRONGEST)
     )
-    numbers = {
+    numbers: dict[str, float] = {
         f"{row.comparison}.{column}": getattr(row, column) for row in chosen[:3] for column in ("bd_rate", "bd_psnr")
     } | {"restorer_gain_db": gains.mean()}
     return {name: round(float(number), 4) for name, number in numbers.items() if math.isfinite(number)}
+
+
+def harm(records: pd.DataFrame) -> pd.DataFrame:
+    """What restoring takes from clean pictures, a row a method and level, in the order of the records.
+
+    Args:
+        records: with the probe ``harm`` (see ``llicm.benchmark.probes``).
+
+    Returns:
+        `method`, `level`, `pictures`, `share` that lose more than `HARM` dB, and `worst`, the change in dB of the
+        picture that loses most.
+    """
+    lost = records[records["metric"] == "harm"].groupby(["method", "level"], sort=False)["value"]
+    table = pd.DataFrame({
+        "pictures": lost.size(), "share": lost.agg(lambda values: (values > HARM).mean()), "worst": 0.0 - lost.max(),
+    })  # fmt: skip
+    return table.reset_index()
 
 
 def _psnr_row(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFrame:

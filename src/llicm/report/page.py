@@ -120,6 +120,15 @@ here was trained on, and the tasks milder (`@0.2`) and more severe (`@0.8`), whe
 
 {{ extra }}
 {% endif %}
+{% if harm %}
+
+## What restoring does to clean photos
+
+PSNR against the same codec at the same level without restoring: the share of the clean photos that lose more than
+0.5 dB, and the change of the photo that loses most. [Many more pictures]({{ root }}docs/harm.md).
+
+{{ harm }}
+{% endif %}
 {% if steps %}
 
 ## Steps of the diffusion restorer
@@ -169,8 +178,8 @@ def results_page(results: Path) -> str:
     records = read_records([results / "records.parquet"])
     names = ("headline", "non_monotone", "disagreements", "recognition", "ablation", "extra", "specialists")
     return TEMPLATE.render(
-        {name: table(name) for name in names},
-        headline_prefilter=table("headline_prefilter") if (tables / "headline_prefilter.md").is_file() else "",
+        {name: table(name) for name in names}
+        | {name: table(name) if (tables / f"{name}.md").is_file() else "" for name in ("headline_prefilter", "harm")},
         every=table("readme"),
         steps=(results / "figures/diffusion_steps.png").is_file(),
         images=records["image"].nunique(),

@@ -188,7 +188,8 @@ def _intro(study: Study, test: str) -> str:
 
 
 def headline(study: Study, table: pd.DataFrame) -> str:
-    """LL-ICM against the strongest baseline of each task. Writes comparisons.csv, and their means to metrics.json.
+    """LL-ICM against the strongest baseline of each task. Writes comparisons.csv, and to metrics.json their means and
+    what LL-ICM does to clean pictures at the level where it is worst.
 
     Args:
         table: made by `compare`.
@@ -197,7 +198,11 @@ def headline(study: Study, table: pd.DataFrame) -> str:
     summarised = comparisons.summary(table, study.compared, study.tasks, pairs)
     write_csv(summarised, study.tables / "comparisons.csv", digits=None)
     gains = comparisons.restoration(study.records, study.tasks)["gain"]
-    write_json(comparisons.headline_numbers(summarised, gains, study.test), study.out / "metrics.json")
+    numbers = comparisons.headline_numbers(summarised, gains, study.test)
+    lost = comparisons.harm(study.every[study.every["method"] == study.test])
+    if len(lost):
+        numbers |= {"harm_share": round(lost["share"].max(), 4), "harm_worst_db": round(lost["worst"].min(), 4)}
+    write_json(numbers, study.out / "metrics.json")
     return (study.tables / "headline.md").read_text(encoding="utf-8")
 
 
@@ -223,6 +228,13 @@ def extra_sets(study: Study) -> str:
     anchors = [name for name in study.parameters.figures.anchors if name in set(among["method"])]
     text = "No further sets in these parameters.\n"
     return study.write("extra.md", tables.extra_markdown(among, extra, study.test, anchors) if extra else text)
+
+
+def harm(study: Study) -> str:
+    """What restoring takes from clean pictures: a table of all methods that restore."""
+    table = comparisons.harm(study.measured)
+    text = "No clean pictures in these parameters.\n"
+    return study.write("harm.md", tables.harm_markdown(table) if len(table) else text)
 
 
 def recognition(study: Study, measured: Path) -> str:

@@ -222,6 +222,17 @@ def extra_markdown(records: pd.DataFrame, sets: Sequence[str], test: str, anchor
     return text_of(markdown(["set", *heads], rows))
 
 
+def harm_markdown(table: pd.DataFrame) -> str:
+    """What `harm` returns as Markdown: a row a method, a column a level, and in it the share and the worst picture."""
+    levels = list(dict.fromkeys(table["level"]))
+    cells = {(row.method, row.level): f"{row.share:.0%}, {row.worst:+.2f} dB" for row in table.itertuples()}
+    rows = [
+        [method_label(name), *(cells.get((name, level), "") for level in levels)]
+        for name in dict.fromkeys(table["method"])
+    ]
+    return text_of(markdown(["", *(f"level {level}" for level in levels)], rows))
+
+
 def non_monotone_markdown(table: pd.DataFrame, tasks: Sequence[str]) -> str:
     """How many curves fall with the rate, by metric and task, and the methods they belong to.
 
