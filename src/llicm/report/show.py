@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that show the data: the contact sheet of the degradations, and dead-leaves images."""
+"""Figures that show pictures: a row of them, the contact sheet of the degradations, and dead-leaves images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -12,12 +12,27 @@ from llicm.data.pairs import centre_crop
 from llicm.degradations import degrade
 from llicm.objectives import psnr as _psnr
 
-__all__ = ["contact_sheet", "leaves_sheet", "psnr"]
+__all__ = ["contact_sheet", "leaves_sheet", "picture_rows", "psnr"]
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
     """PSNR in dB over all elements of pictures in [0, 1]; 80 for equal ones (see `llicm.objectives.psnr`)."""
     return float(_psnr(*(part.double().reshape(1, 1, 1, -1) for part in (image, reference))))
+
+
+def picture_rows(*rows: Mapping[str, Tensor], width: float = 2.6) -> Figure:
+    """A figure with pictures (3, H, W), clamped to [0, 1], under their titles, each so many inches wide."""
+    sides = next(iter(rows[0].values())).shape
+    columns, height = max(map(len, rows)), width * sides[1] / sides[2] + 0.4
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(width * columns, height * len(rows)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, row in zip(axes, rows, strict=True):
+        for axis, (title, image) in zip(line, row.items(), strict=False):
+            _show(axis, image.clamp(0, 1), title)
+    return figure
 
 
 def contact_sheet(photo: Tensor, words: Sequence[str], severities: Sequence[float], seed: int, side: int) -> Figure:
