@@ -241,12 +241,8 @@ from llicm.pipeline import run
 from llicm.provenance.lineage import nest
 values = nest(json.load(sys.stdin))
 os.environ.update(run._environment(values), DVC_STAGE="figures")
-import nbformat, papermill
-made = papermill.execute_notebook(
-    sys.argv[2], "again.ipynb", parameters={"stage": "figures", "parameters": values}, kernel_name="python3",
-    progress_bar=False, log_output=False, record_timing=False, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-    coalesce_streams=True,
-)
+import nbformat
+made = run._execute(sys.argv[2], "again.ipynb", {"stage": "figures", "parameters": values}, open(os.devnull, "w"))
 nbformat.write(run.normalise(made, {}), "again.ipynb")
 """
 

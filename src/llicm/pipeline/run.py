@@ -214,6 +214,7 @@ def _execute(source: str, work: Path, parameters: dict, log: TextIO) -> nbformat
         return papermill.execute_notebook(
             source, str(work), parameters=parameters, kernel_name="python3", progress_bar=False, stderr_file=tee,
             coalesce_streams=True, record_timing=False, store_widget_state=False,
+            shutdown_kernel="immediate",  # all is written; one that is asked to end may complain of its own open tasks
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # its log is about itself, not the notebook
         )  # fmt: skip
     finally:
