@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Facts", "facts_of", "matrix_profile"]
-
 Chromaticities = tuple[float, ...]  # x, y of red, green, blue, white
 _D65 = (0.3127, 0.329)
 _SRGB: Chromaticities = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, *_D65)

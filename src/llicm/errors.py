@@ -5,8 +5,6 @@ import errno
 import shutil
 from pathlib import Path
 
-__all__ = ["BitstreamError", "DiskFullError", "PictureError", "UserError"]
-
 
 class UserError(Exception):
     """Wrong input from the user: the message names the file or parameter and says what to do.

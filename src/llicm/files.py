@@ -22,8 +22,6 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["json_text", "atomic_folder", "atomic_path", "place", "printable", "write_atomically", "write_json"]
-
 
 @contextmanager
 def atomic_path(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:

@@ -25,8 +25,6 @@ from llicm.images import quantize8
 from llicm.limits import as_pictures, check_finite, keep_grey
 from llicm.vlm.conditioner import Conditioner, Oracle
 
-__all__ = ["LLICM", "Output"]
-
 Hints = Sequence[str | None]
 """For each image of a batch its degradation in words, or None to have it detected."""
 

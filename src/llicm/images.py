@@ -21,8 +21,6 @@ from llicm.errors import UserError
 from llicm.files import printable, write_atomically
 from llicm.limits import check_finite, check_size
 
-__all__ = ["IMAGE_SUFFIXES", "by_stem", "list_images", "quantize8", "read_image", "write_png"]
-
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2",
 )  # fmt: skip

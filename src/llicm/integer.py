@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATION_UNIT", "IntegerConv", "activate", "products", "quantize_ste"]
-
 _ACTIVATION = 255
 ACTIVATION_UNIT = 32  # integer activations count in 1/32
 _EXACT = 1 << 24  # float32 holds all integers up to this

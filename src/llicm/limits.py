@@ -8,8 +8,6 @@ from llicm.errors import PictureError
 if TYPE_CHECKING:  # `llicm inspect` does without torch
     from torch import Tensor
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "as_pictures", "check_finite", "check_size", "is_grey", "keep_grey"]
-
 MAX_SIDE = 1 << 14
 MAX_PIXELS = 1 << 26
 

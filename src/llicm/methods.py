@@ -17,8 +17,6 @@ from typing import Any
 
 from llicm.errors import UserError
 
-__all__ = ["NONE", "ROLES", "Method", "methods_of"]
-
 NONE = "none"  # in place of a model or weight file that is not there
 ROLES = ("baseline", "test", "specialist", "ablation", "steps", "reference")
 

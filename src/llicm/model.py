@@ -15,8 +15,6 @@ from llicm.framework import LLICM
 from llicm.vlm.conditioner import Conditioner, conditioner_from, conditioner_state
 from llicm.weights import make_part, pack, read, write
 
-__all__ = ["DEFAULT_MODEL", "PUBLISHED_MODEL", "default_model", "load_model", "save_model"]
-
 DEFAULT_MODEL = Path("artifacts/release/llicm.safetensors")  # of a study, made by its pipeline
 PUBLISHED_MODEL = Path("init/published/llicm.safetensors")
 _FORMAT = 3

@@ -24,8 +24,6 @@ from torch import Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["DISTANCES", "EQUAL_PSNR", "Objective", "bits_per_pixel", "distance", "psnr", "register_distance"]
-
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
 _REFERENCE = 100.0  # 255^2 · MSE at 28.1 dB, where the scales of all distances meet
 

@@ -19,8 +19,6 @@ from llicm.errors import UserError
 from llicm.files import json_text
 from llicm.methods import NONE, Method, methods_of
 
-__all__ = ["Group", "Model", "Parameters", "change", "load", "part_of", "read", "validate"]
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

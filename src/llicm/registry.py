@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from llicm.errors import UserError
 
-__all__ = ["CODECS", "RESTORERS", "Codec", "Registry", "Restorer"]
-
 
 class Codec(Protocol):
     """What a learned codec is, beside a torch module."""

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["by_strips", "fits", "give_back"]
-
 PIXELS = 1 << 19  # of a strip, without what is cut off
 
 

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from scipy.fft import dct
 from torch import Tensor, nn
 
-__all__ = ["OPPONENT", "BlockDCT", "LappedDCT", "cosines", "squash"]
-
 # Grey, red against blue, green against both: an orthonormal stand-in for YCbCr, so that errors keep their size.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 

@@ -23,19 +23,6 @@ from llicm.files import write_atomically
 from llicm.integer import IntegerConv
 from llicm.registry import CODECS, RESTORERS
 
-__all__ = [
-    "check_weights",
-    "halve",
-    "load_part",
-    "make_part",
-    "pack",
-    "read",
-    "round_parameters",
-    "save_part",
-    "unpack",
-    "write",
-]
-
 _REGISTRIES = {"codec": CODECS, "restorer": RESTORERS, "prefilter": RESTORERS}
 # What files of the first edition call otherwise: arguments, and the first part of a parameter's name.
 _ARGUMENTS = {"coded": "level_conditioned"}

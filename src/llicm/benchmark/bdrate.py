@@ -38,11 +38,6 @@ from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import curve_images, mean_curves
 from llicm.errors import UserError
 
-__all__ = [
-    "BD", "BDInterval", "Interval", "MIN_OVERLAP", "MIN_POINTS", "SSIM_FAMILY", "TIE_TOLERANCE", "bd", "bd_interval",
-    "bd_intervals", "bd_table", "interpolations", "to_db",
-]  # fmt: skip
-
 Transform = Callable[[np.ndarray], np.ndarray]
 DRAWS = 2000  # resamples of an interval
 MIN_POINTS = 4

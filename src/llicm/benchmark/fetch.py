@@ -28,8 +28,6 @@ from llicm.files import write_atomically
 from llicm.vlm.checkpoint import check_layout
 from llicm.weights import check_weights
 
-__all__ = ["PACKAGES", "Weights", "fetch"]
-
 
 @dataclass(frozen=True)
 class Weights:

@@ -41,10 +41,6 @@ from llicm.benchmark.probes import PROBES
 from llicm.errors import UserError
 from llicm.limits import as_pictures
 
-__all__ = [
-    "Metric", "MetricInfo", "SET_METRICS", "make_metrics", "metric_info", "own_metric", "set_distance", "use_weights",
-]  # fmt: skip
-
 LABELS = {"psnr": "PSNR", "psnry": "PSNR (luma)", "ssimc": "SSIM (pyiqa, RGB)", "cw_ssim": "CW-SSIM"} | {
     "stlpips": "ST-LPIPS", "stlpips-vgg": "ST-LPIPS (VGG)",
 }  # fmt: skip

@@ -25,8 +25,6 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.limits import as_pictures
 
-__all__ = ["fit_niqe", "niqe_bytes", "save_niqe"]
-
 BLOCK = 96
 FEATURES = 36
 OFFSETS = ((0, 0), (0, BLOCK // 2), (BLOCK // 2, 0), (BLOCK // 2, BLOCK // 2))

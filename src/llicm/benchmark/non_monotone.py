@@ -23,8 +23,6 @@ from llicm.benchmark.bdrate import SSIM_FAMILY, to_db
 from llicm.benchmark.metrics import metric_info
 from llicm.benchmark.records import Curve, ImageCurves, curve_images, mean_curves
 
-__all__ = ["COLUMNS", "FALSE_DISCOVERIES", "non_monotone"]
-
 FALSE_DISCOVERIES = 0.05
 COLUMNS = (
     "metric", "task", "method", "images", "peak_level", "peak_bpp", "top_bpp", "drop", "drop_low", "t", "p", "q",

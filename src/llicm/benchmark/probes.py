@@ -15,8 +15,6 @@ from torch import Tensor
 from llicm.objectives import bits_per_pixel
 from llicm.registry import Codec
 
-__all__ = ["PROBES", "estimated_bpp", "kept_energy"]
-
 PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂", "harm": "PSNR lost by restoring"}
 
 

@@ -28,11 +28,6 @@ import pandas as pd
 from llicm.errors import UserError
 from llicm.files import json_text, write_atomically
 
-__all__ = [
-    "COLUMNS", "Curve", "ImageCurves", "curve_images", "mean_curves", "read_records", "references",
-    "to_compressai_json", "write_records",
-]  # fmt: skip
-
 COLUMNS = ("method", "family", "order", "task", "image", "level", "bytes", "bpp", "metric", "value")
 KEY = ["method", "task", "image", "level", "metric"]
 TEXT = ("method", "family", "order", "task", "image", "level", "metric")

@@ -20,8 +20,6 @@ from llicm.methods import Method
 from llicm.vlm.conditioner import Conditioner, Oracle, conditioner_for
 from llicm.weights import load_part
 
-__all__ = ["Clock", "Coded", "Runner", "load_runners"]
-
 
 @dataclass(frozen=True)
 class Coded:

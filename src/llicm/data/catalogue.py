@@ -26,11 +26,6 @@ from llicm.errors import UserError
 from llicm.files import atomic_folder, write_json
 from llicm.images import list_images
 
-__all__ = [
-    "DataSet", "Original", "add", "attributions", "catalogue", "check_apart", "folder_of", "known_sets", "overlap",
-    "prepare", "registry", "split",
-]  # fmt: skip
-
 _DIGITS = 16  # of a SHA-256, in hexadecimal; enough to tell a wrong copy
 
 

@@ -17,8 +17,6 @@ from llicm.data.photo import Photo, Photos, as_bytes, mapped
 from llicm.errors import UserError
 from llicm.images import by_stem, list_images, read_image
 
-__all__ = ["Corpus", "load_photos"]
-
 SMALLEST_SIDE = 64
 _REMEDY = "run `dvc pull data.dvc`, or set data.photos in params.yaml to a folder of photos"
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from llicm.data.photo import SCALES, Photo, as_floats
 
-__all__ = ["Crop", "crops_at_once", "cut"]
-
 
 class Crop(NamedTuple):
     """What is drawn of a crop: its photo, one of `SCALES`, the relative place (v, u) and the pose, all in [0, 1), and

@@ -15,8 +15,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["GRAPHICS", "graphic"]
-
 _LETTERS = "etaoinshrdlucmfwypvbgkTASIWRB0123456789.,"
 _Colour = tuple[int, int, int]
 _Rng = np.random.Generator

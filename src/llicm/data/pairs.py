@@ -19,18 +19,6 @@ from llicm.errors import UserError
 from llicm.files import atomic_folder
 from llicm.images import by_stem, list_images, quantize8, read_image, write_png
 
-__all__ = [
-    "Pair",
-    "copy_pairs",
-    "parts",
-    "put_pairs",
-    "read_pairs",
-    "read_training_pairs",
-    "set_of",
-    "stable_seed",
-    "write_pairs",
-]
-
 
 class Pair(NamedTuple):
     """A picture twice, both (3, H, W) float32 in [0, 1]: pristine and degraded."""

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from llicm.files import atomic_path
 
-__all__ = ["SCALES", "Photo", "Photos", "as_bytes", "as_floats", "mapped"]
-
 SCALES = (1.0, 0.75, 0.5, 0.35)
 
 

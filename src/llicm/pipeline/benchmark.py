@@ -24,8 +24,6 @@ from llicm.parameters import load
 from llicm.pipeline.checkpoint import Checkpoint
 from llicm.report.study import Study, elsewhere
 
-__all__ = ["run_benchmark"]
-
 
 def run_benchmark(
     photos: str, out: Path, *, root: Path = Path(), datasets: Path = Path("datasets"), groups: Sequence[str] = (),

@@ -21,8 +21,6 @@ import torch
 
 from llicm.files import write_atomically
 
-__all__ = ["Checkpoint"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IDLE = {"pipeline", "provenance", "report", "cli"}
 _SKIP = {"__pycache__", ".ipynb_checkpoints"}

@@ -35,8 +35,6 @@ from llicm.parameters import Model, Parameters, load  # noqa: E402
 from llicm.provenance.lineage import digest  # noqa: E402
 from llicm.provenance.pull import pull  # noqa: E402
 
-__all__ = ["closure", "manifest", "notebooks_of", "strip", "write_code"]
-
 PACKAGE = "llicm"
 NOTHING = "artifacts/models/none"  # what a stage depends on that does without a model
 

@@ -5,8 +5,6 @@ from llicm.benchmark.evaluate import Plan, evaluate_group
 from llicm.methods import NONE, Method, methods_of
 from llicm.pipeline.stage import Stage
 
-__all__ = ["evaluate", "methods_here"]
-
 
 def methods_here(stage: Stage, group: str) -> list[Method]:
     """The methods of a codec group, by the weights that are on disk."""

@@ -23,8 +23,6 @@ from llicm.provenance.git import head
 from llicm.provenance.lineage import Pipeline, Stage, trace
 from llicm.report.comparisons import budgets, restoration
 
-__all__ = ["PARTS", "publish"]
-
 # name -> file in the study's folder
 PARTS = {
     "llicm": "artifacts/release/llicm.safetensors",

@@ -44,8 +44,6 @@ from llicm.provenance.git import GitError, committed, git  # noqa: E402
 from llicm.provenance.lineage import digest, nest  # noqa: E402
 from llicm.provenance.repair_lock import keep_lock  # noqa: E402
 
-__all__ = ["inputs", "normalise", "run"]
-
 _RUB = [
     (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
     (re.compile(r"\bat 0x[0-9a-f]+"), "at 0x0"),

@@ -14,8 +14,6 @@ from llicm.errors import UserError
 from llicm.parameters import Parameters, load, part_of
 from llicm.pipeline.checkpoint import Checkpoint
 
-__all__ = ["ROOT", "Stage", "open_stage"]
-
 ROOT = Path(__file__).resolve().parents[3]
 """Folder of the repository; not $DVC_ROOT, which names another one in `dvc exp run --temp`."""
 

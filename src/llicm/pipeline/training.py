@@ -19,8 +19,6 @@ from llicm.pipeline.stage import Stage
 from llicm.training.loop import Trainer
 from llicm.training.models import train_model
 
-__all__ = ["train", "train_stage", "training_log"]
-
 
 def train_stage(stage: Stage, out: Path | None = None) -> Trainer:
     """Train the model that the stage is called by; weights go to `out`, by default artifacts/models/<name>.

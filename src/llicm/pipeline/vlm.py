@@ -14,8 +14,6 @@ from llicm.vlm.conditioner import Conditioner, save_conditioner
 from llicm.vlm.mini import train_mini
 from llicm.vlm.pretrained import load_vlm
 
-__all__ = ["make_conditioner", "training_log"]
-
 
 def make_conditioner(
     stage: Stage, photos: Mapping[str, Tensor | Photo], codec: Any

@@ -10,8 +10,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from llicm.report.style import WIDTH, styled
 
-__all__ = ["frameworks", "objectives", "system"]
-
 FILL = {"image": "#FFFFFF", "part": "#DCE9F5", "joint": "#FBE3D2", "vlm": "#E3F1E1", "loss": "#F3E1EC"}
 SIZE = (1.25, 0.62)  # of a box, in units of the drawing
 

@@ -25,8 +25,6 @@ from llicm.report.lines import CODECS, OTHER_CODECS, line_styles, method_handles
 from llicm.report.style import WIDTH, grid, legend, log_rates, styled
 from llicm.report.writing import bd_number, chosen, method_label
 
-__all__ = ["bd_heatmap", "diffusion_steps", "non_monotone_why", "rate_gap", "rate_perception"]
-
 REFERENCE_LINES = (("0.45", (0, (1, 1))), ("0.1", (0, (6, 2))), ("0.45", (0, (8, 2, 1, 2))))
 # Rates that span more than this factor are drawn on a logarithmic axis.
 LOG_FROM = 10

@@ -11,8 +11,6 @@ from llicm.methods import Method
 from llicm.report.lines import line_styles
 from llicm.report.writing import method_label
 
-__all__ = ["curves_page"]
-
 DASHES = {":": "dot", "-": "solid", "--": "dash", "-.": "dashdot"}
 MARKERS = {
     "o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "P": "cross", "X": "x",

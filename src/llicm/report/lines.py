@@ -9,8 +9,6 @@ from matplotlib.lines import Line2D
 from llicm.methods import Method
 from llicm.report.writing import method_label
 
-__all__ = ["CODECS", "OTHER_CODECS", "line_styles", "method_handles"]
-
 CODECS = {  # codec group, or codec of a group with several -> colour, marker
     "jpeg": ("#E69F00", "o"),
     "webp": ("#56B4E9", "s"),

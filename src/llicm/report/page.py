@@ -9,8 +9,6 @@ import jinja2
 from llicm.benchmark.records import read_records
 from llicm.errors import UserError
 
-__all__ = ["results_page"]
-
 REFERENCES = ("degraded", "restored")  # rows of the records that no codec has made
 # In this module, and not in a file of its own, so that a stage that makes the page depends on it.
 TEMPLATE = jinja2.Template(

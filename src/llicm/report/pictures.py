@@ -17,8 +17,6 @@ from llicm.report.comparisons import strongest
 from llicm.report.style import WIDTH, styled
 from llicm.report.writing import method_label
 
-__all__ = ["Column", "kept_crops", "picture_rows", "strip_rows"]
-
 Column = tuple[str, Tensor, str]  # title above a picture, the picture (3, H, W) RGB in [0, 1], caption below it
 
 

@@ -17,8 +17,6 @@ from llicm.report.writing import chosen, markdown, text_of, write_csv
 from llicm.vlm.clip import WORDS
 from llicm.vlm.recognition import accuracy
 
-__all__ = ["confusion", "recognised", "recognition_markdown"]
-
 # Questions of results/vlm/recognition.json.
 QUESTIONS = {
     "accuracy_of_tasks_among_tasks": "the study's tasks, told apart among themselves",

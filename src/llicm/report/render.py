@@ -30,8 +30,6 @@ from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.report.page import results_page
 
-__all__ = ["Comparison", "Number", "Results", "environment", "render", "write"]
-
 TEMPLATES = Path("docs/templates")
 PAGES = (Path("results"), Path("profiles/study/results"))  # folders that have a results page
 

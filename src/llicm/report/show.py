@@ -12,8 +12,6 @@ from llicm.data.pairs import centre_crop
 from llicm.degradations import degrade
 from llicm.objectives import psnr as _psnr
 
-__all__ = ["contact_sheet", "leaves_sheet", "picture_rows", "psnr"]
-
 
 def psnr(image: Tensor, reference: Tensor) -> float:
     """PSNR in dB over all elements of pictures in [0, 1]; 80 for equal ones (see `llicm.objectives.psnr`)."""

@@ -23,8 +23,6 @@ from PIL import Image
 
 from llicm.files import write_atomically
 
-__all__ = ["WIDTH", "grid", "legend", "log_rates", "png", "save_figure", "styled"]
-
 Arguments = ParamSpec("Arguments")
 
 STYLE = {

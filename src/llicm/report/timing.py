@@ -19,8 +19,6 @@ from llicm.report.comparisons import of_role
 from llicm.report.figures import diffusion_steps
 from llicm.report.style import save_figure
 
-__all__ = ["write_runs", "write_timing"]
-
 
 def write_timing(folder: Path, out: Path) -> bool:
     """The figure of the diffusion steps with what they cost on this machine, and the seconds as CSV.

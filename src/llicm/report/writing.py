@@ -10,8 +10,6 @@ import pandas as pd
 
 from llicm.errors import UserError
 
-__all__ = ["bd_number", "chosen", "markdown", "method_label", "text_of", "write_csv"]
-
 
 def method_label(method: str) -> str:
     """A method's name for readers: ``webp>restorer`` -> "webp → restorer"."""
