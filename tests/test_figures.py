@@ -251,7 +251,8 @@ def test_confusion(tmp_path):
         2.0: right,
         0.0: right | {"hazy": ["clean"] * 4, "noisy": ["noisy", "noisy", "hazy", "clean"]},
     })  # fmt: skip
-    figure = confusion(table, core=["hazy", "noisy"], title="Recognised")
+    panels = ["noisy", "clean", "hazy"], [math.nan, 4.0, 0.0]
+    figure = confusion(table, *panels, core=["hazy", "noisy"])
     assert [axis.get_title() for axis in figure.axes] == [
         "uncompressed\ncore tasks 100%, all 100% right",
         "level 4\ncore tasks 88%, all 92% right",
@@ -266,22 +267,21 @@ def test_confusion(tmp_path):
     assert cells[1] == cells[0] | {(0, 0): "75", (0, 1): "25"}
     assert cells[2] == {(0, 2): "100", (1, 1): "50", (1, 0): "25", (1, 2): "25", (2, 2): "100"}
     assert all(len(axis.lines) == 2 and axis.lines[0].get_ydata()[0] == 1.5 for axis in figure.axes)
-    assert "Recognised" in [text.get_text() for text in figure.texts]
-    again = confusion(table, core=["hazy", "noisy"], title="Recognised")
+    again = confusion(table, *panels, core=["hazy", "noisy"])
     assert figure.get_size_inches()[0] <= WIDTH and saved(figure, tmp_path) == saved(again, tmp_path)
 
 
 def test_confusion_of_chosen_words_and_levels():
     table = recognised({1.0: {"hazy": ["noisy", "hazy"], "noisy": ["noisy"], "clean": ["hazy"]}})
-    (axis,) = confusion(table, ["noisy", "hazy"]).axes
+    (axis,) = confusion(table, ["noisy", "hazy"], [1.0]).axes
     assert axis.get_title() == "level 1\n75% right" and not axis.lines
     assert [text.get_text() for text in axis.texts] == ["100", "50", "50"]
     with pytest.raises(UserError, match="No image of hazy, uncompressed"):
-        confusion(table, ["hazy"], levels=[math.nan])
+        confusion(table, ["hazy"], [math.nan])
     with pytest.raises(UserError, match="no degradation 'foggy' to draw: choose among hazy"):
-        confusion(table, core=["foggy"])
+        confusion(table, ["hazy"], [1.0], core=["foggy"])
     with pytest.raises(UserError, match="empty"):
-        confusion(table[:0])
+        confusion(table[:0], ["hazy"], [1.0])
 
 
 def test_methods_of_a_group_with_several_codecs_have_the_colours_of_theirs():

@@ -410,11 +410,7 @@ def validate(values: Any, path: str | os.PathLike = "params.yaml") -> Parameters
 
 
 def part_of(values: Mapping[str, Any]) -> Parameters:
-    """Some groups of parameters, such as a stage declares; those that are not given are not there.
-
-    Raises:
-        UserError: see `validate`.
-    """
+    """Some groups of parameters, such as a stage declares, checked as by `validate`; others are not there."""
     groups: dict[str, Any] = {}
     _finite(values, "params.yaml")
     for name, value in values.items():

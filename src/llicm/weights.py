@@ -88,11 +88,7 @@ def save_part(part: nn.Module, path: str | Path, state: dict[str, Tensor] | None
 
 
 def load_part(kind: str, path: str | Path) -> nn.Module:
-    """Read a "codec", "restorer" or "prefilter" that `save_part` wrote, in eval mode.
-
-    Raises:
-        UserError: see `read` and `make_part`.
-    """
+    """A "codec", "restorer" or "prefilter" that `save_part` wrote, in eval mode; see `read` and `make_part`."""
     state, config = read(path)
     return make_part(kind, config, state, path)
 

@@ -378,9 +378,9 @@ class BDInterval:
 
 def bd_interval(
     records: pd.DataFrame, metric: str, test: str, anchor: str | Mapping[str, str], tasks: Sequence[str] | None = None,
-    level: float = 0.95, draws: int = DRAWS, seed: int = 0,
+    draws: int = DRAWS, seed: int = 0,
 ) -> BDInterval:  # fmt: skip
-    """The mean BD-rate and BD-quality over tasks with a percentile interval by bootstrap over the test images.
+    """The mean BD-rate and BD-quality over tasks with 95% percentile intervals by bootstrap over the test images.
 
     A resample draws as many images as there are, with replacement; both methods get the same ones, and so do all
     tasks that share images. (Tasks whose sets of images overlap only in part draw from their union.) Curves are means
@@ -398,10 +398,8 @@ def bd_interval(
         records: as read by ``read_records``.
         metric, test, anchor: names; test and anchor differ. The anchor may be another one for each task, as task ->
             anchor. tasks: names; all tasks of the records by default.
-        level: share of the resamples within the interval, in (0, 1).
-        draws: number of seeded random resamples; where there are no more than this, n^n for n images, each of them is
-            taken once instead.
-        seed: of the random resamples.
+        draws: number of random resamples; where there are no more than this, n^n for n images, each of them is taken
+            once instead. seed: of these draws.
 
     Returns:
         :class:`BDInterval`. Its estimates are the means of `bd_rate` and `bd_quality` in :func:`bd_table`, over the
@@ -409,40 +407,36 @@ def bd_interval(
 
     Raises:
         UserError: see :func:`bd_table`.
-        ValueError: `level` or `draws` outside its range, or a method that is compared with itself.
+        ValueError: `draws` below 1, or a method that is compared with itself.
     """
-    found = _resampled(records, metric, test, anchor, tasks, level, draws, seed)
+    found = _resampled(records, metric, test, anchor, tasks, draws, seed)
     return BDInterval(
-        rate=_interval(*_mean(found.table["bd_rate"]), found.rates, found.times, level),
-        quality=_interval(*_mean(found.table["bd_quality"]), found.qualities, found.times, level),
+        rate=_interval(*_mean(found.table["bd_rate"]), found.rates, found.times),
+        quality=_interval(*_mean(found.table["bd_quality"]), found.qualities, found.times),
         tasks=len(found.table),
         images=found.images,
     )
 
 
 def bd_intervals(
-    records: pd.DataFrame, metrics: Sequence[str], test: str, anchors: Sequence[str], tasks: Sequence[str],
-    level: float = 0.95, draws: int = DRAWS, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
-    """Intervals of each single comparison of a test: a row per (metric, anchor, task), in this order.
+    records: pd.DataFrame, metrics: Sequence[str], test: str, anchors: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """Intervals as of :func:`bd_interval` of each single comparison of a test: a row per (metric, anchor, task).
 
     Returns:
         The columns test, anchor, task, metric, bd_rate, bd_rate_low, bd_rate_high, bd_quality, bd_quality_low,
         bd_quality_high, and defined_rate: the share of the resamples in which there is a BD-rate. An interval of a
         BD-rate of which that share is small is that of a selection. Undefined numbers are NaN.
-
-    Raises:
-        UserError, ValueError: see :func:`bd_interval`.
     """
     rows = []
     for metric in metrics:
         for anchor in (name for name in anchors if name != test):
-            found = _resampled(records, metric, test, anchor, tasks, level, draws, seed)
+            found = _resampled(records, metric, test, anchor, tasks)
             for column, task in enumerate(tasks):
                 row: dict[str, Any] = {"test": test, "anchor": anchor, "task": task, "metric": metric}
                 for name, numbers in (("bd_rate", found.rates), ("bd_quality", found.qualities)):
                     estimate, defined = _mean(found.table[name].iloc[[column]])
-                    number = _interval(estimate, defined, numbers[:, [column]], found.times, level)
+                    number = _interval(estimate, defined, numbers[:, [column]], found.times)
                     row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
                 row["defined_rate"] = float(found.times[np.isfinite(found.rates[:, column])].sum() / found.times.sum())
                 rows.append(row)
@@ -464,12 +458,12 @@ class _Resampled:
 
 def _resampled(
     records: pd.DataFrame, metric: str, test: str, anchor: str | Mapping[str, str], tasks: Sequence[str] | None,
-    level: float, draws: int, seed: int,
+    draws: int = DRAWS, seed: int = 0,
 ) -> _Resampled:  # fmt: skip
     tasks = sorted(records["task"].unique()) if tasks is None else list(tasks)
     anchors = dict.fromkeys(tasks, anchor) if isinstance(anchor, str) else anchor
-    if not 0 < level < 1 or draws < 1 or test in anchors.values():
-        raise ValueError("intervals need 0 < level < 1, draws >= 1 and two different methods")
+    if draws < 1 or test in anchors.values():
+        raise ValueError("intervals need draws >= 1 and two different methods")
     records = records[records["method"].isin([test, *anchors.values()])]
     table = pd.concat([bd_table(records, [metric], [test], [anchors[task]], [task]) for task in tasks])
     arrays = curve_images(records, metric, [(m, task) for task in tasks for m in (anchors[task], test)])
@@ -618,12 +612,12 @@ def _resamples(clusters: Sequence[Sequence[int]], draws: int, seed: int) -> tupl
     return np.unique(counts, axis=0, return_counts=True)
 
 
-def _interval(estimate: float | None, defined: int, numbers: np.ndarray, times: np.ndarray, level: float) -> Interval:
-    """The interval of the row means of numbers (resamples, tasks), NaN where undefined; row r counts times[r]."""
+def _interval(estimate: float | None, defined: int, numbers: np.ndarray, times: np.ndarray) -> Interval:
+    """The 95% interval of the row means of numbers (resamples, tasks), NaN where undefined; row r counts times[r]."""
     known = np.isfinite(numbers)
     rows = known.any(1)
     if estimate is None or not rows.any():
         return Interval(None, None, None, defined, int(times[rows].sum()))
     means = np.where(known, numbers, 0)[rows].sum(1) / known[rows].sum(1)
-    ends = np.quantile(np.repeat(means, times[rows]), [(1 - level) / 2, (1 + level) / 2])
+    ends = np.quantile(np.repeat(means, times[rows]), [0.025, 0.975])
     return Interval(estimate, float(ends[0]), float(ends[1]), defined, int(times[rows].sum()))

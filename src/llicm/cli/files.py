@@ -211,11 +211,7 @@ def read_bytes(source: Path | None) -> bytes:
 
 
 def read_photo(source: Path | None) -> "Tensor":
-    """A photo (3, H, W) from a file, a pipe or standard input; see `llicm.images.read_image`.
-
-    Raises:
-        UserError: see there.
-    """
+    """A photo (3, H, W) from a file, a pipe or standard input; see `llicm.images.read_image`."""
     from llicm.images import read_image
 
     once = source is None or is_pipe(source)

@@ -24,6 +24,7 @@ from llicm.files import write_atomically
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IDLE = {"pipeline", "provenance", "report", "cli"}
 _SKIP = {"__pycache__", ".ipynb_checkpoints"}
+_KEPT = 14 * 86400  # seconds after which a checkpoint that was not written again is deleted
 
 
 class Checkpoint:
@@ -40,7 +41,6 @@ class Checkpoint:
             stage declares are included anyway (the runner passes their hash in $LLICM_INPUTS).
         code: files and folders of code; by default this package without the rooms that decide no result.
         root: folder of the checkpoints, relative to the profile's folder.
-        keep_days: checkpoints not written for so many days are deleted.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Checkpoint:
         inputs: Iterable[str | os.PathLike] = (),
         code: Iterable[str | os.PathLike] | None = None,
         root: str | os.PathLike = ".run/scratch",
-        keep_days: float = 14,
     ):
         if code is None:
             code = [p for p in sorted(_PACKAGE.iterdir()) if p.name not in _IDLE]
@@ -64,7 +63,7 @@ class Checkpoint:
                     digest.update(f"\0{kind} {number} {relative} ".encode())
                     digest.update(hashlib.sha256(file.read_bytes()).digest())
         self.path = Path(root) / f"{name}-{digest.hexdigest()[:16]}.pt"
-        self._prune(keep_days)
+        self._prune()
 
     @property
     def folder(self) -> Path:
@@ -101,8 +100,8 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _prune(self, keep_days: float) -> None:
-        oldest = time.time() - keep_days * 86400
+    def _prune(self) -> None:
+        oldest = time.time() - _KEPT
         for path in self.path.parent.glob("*"):
             with contextlib.suppress(FileNotFoundError):  # another stage may prune, too
                 if path in (self.path, self.folder) or path.stat().st_mtime >= oldest:

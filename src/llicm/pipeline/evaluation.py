@@ -15,11 +15,7 @@ def methods_here(stage: Stage, group: str) -> list[Method]:
 
 
 def evaluate(stage: Stage) -> list[dict]:
-    """Measure the codec group that the stage is called by: the records, in order; bitstreams are written.
-
-    Raises:
-        UserError: see `llicm.benchmark.evaluate.evaluate_group`.
-    """
+    """The records of the codec group that the stage is called by, see `evaluate_group`; bitstreams are written."""
     parameters, name = stage.parameters, stage.item
     group, measured = parameters.benchmark[name], parameters.evaluate
     pairs, fit, models = (stage.input(f"artifacts/{path}") for path in ("pairs", "niqe_fit.mat", "models"))

@@ -79,9 +79,6 @@ def open_stage(
         name: of the stage. parameters: as the pipeline injects them; None by hand.
         profile: folder with a params.yaml, relative to the repository, for use by hand; by default that of
             $LLICM_PROFILE, or ".", the default study.
-
-    Raises:
-        UserError: see `llicm.parameters.load`.
     """
     if parameters is not None:
         return Stage(name, part_of(parameters))

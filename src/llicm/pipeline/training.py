@@ -21,12 +21,10 @@ from llicm.training.models import train_model
 
 
 def train_stage(stage: Stage, out: Path | None = None) -> Trainer:
-    """Train the model that the stage is called by; weights go to `out`, by default artifacts/models/<name>.
+    """Train the model that the stage is called by (see `train_model`); weights go to `out`, by default
+    artifacts/models/<name>.
 
     An interrupted run goes on from its checkpoint, which lies outside the outputs, and ends in the same bytes.
-
-    Raises:
-        UserError: see `llicm.training.models.train_model`.
     """
     parameters, name = stage.parameters, stage.item
     model = parameters.models[name]

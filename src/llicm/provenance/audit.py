@@ -22,7 +22,7 @@ from typing import Any
 from llicm.errors import UserError
 from llicm.files import json_text
 from llicm.provenance.git import GitError, committed
-from llicm.provenance.lineage import Pipeline, Stage, digest, members, nest, stages_in
+from llicm.provenance.lineage import Pipeline, Stage, altered, members, nest, stages_in
 
 NOTHING = "nothing there"  # of what is absent
 
@@ -186,10 +186,7 @@ def _inside(path: Path, md5: str, pipeline: Pipeline) -> str | None:
     listing = pipeline.locked(path, md5) if path.is_dir() and md5.endswith(".dir") else None
     if listing is None:
         return None
-    held = {row["relpath"]: row["md5"] for row in json.loads(listing)}
-    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    differing = [name for name in sorted(set(held) | there) if digest(path / name) != held.get(name)]
-    return ", ".join(f"{pipeline.relative(path)}/{name}" for name in differing[:3]) or None
+    return ", ".join(f"{pipeline.relative(path)}/{name}" for name in list(altered(path, listing))[:3]) or None
 
 
 def _notebooks(pipeline: Pipeline) -> Iterator[Finding]:

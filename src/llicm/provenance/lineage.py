@@ -54,6 +54,13 @@ def members(folder: Path) -> Iterator[Path]:
             yield file
 
 
+def altered(folder: Path, listing: bytes) -> dict[str, str | None]:
+    """The files of a folder that are not what DVC's list of it says, with their MD5 there; None for new ones."""
+    held = {row["relpath"]: row["md5"] for row in json.loads(listing)}
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return {name: held.get(name) for name in sorted({*held, *there}) if digest(folder / name) != held.get(name)}
+
+
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
     """Parameters by dotted name to nested ones: {"models.rdo": x} becomes {"models": {"rdo": x}}."""
     nested: dict[str, Any] = {}

@@ -5,7 +5,6 @@ DVC takes what the store inside the repository has for what it should have, and 
 would adopt one that lost a photo as the new data set, and stage that in git. So what is there is compared, too.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 
 from llicm.errors import UserError
-from llicm.provenance.lineage import digest, stages_in
+from llicm.provenance.lineage import altered, digest, stages_in
 
 NO_GIT = "get the repository with `git clone`, for an archive of it lacks what DVC needs"
 STORE = "restore the store with `git checkout dvcstore`, then run the same command again"
@@ -60,11 +59,7 @@ def pull(file: Path, root: Path = Path()) -> None:
 def _differing(folder: Path, md5: str, stores: list[Path]) -> dict[str, str | None]:
     """The files of a folder that are not what its listing, in one of DVC's stores, says of them; None for new ones."""
     listing = next((file for store in stores if (file := store / md5[:2] / md5[2:]).is_file()), None)
-    if listing is None:
-        return {}
-    held = {row["relpath"]: row["md5"] for row in json.loads(listing.read_text(encoding="utf-8"))}
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    return {name: held.get(name) for name in sorted({*held, *there}) if digest(folder / name) != held.get(name)}
+    return {} if listing is None else altered(folder, listing.read_bytes())
 
 
 def _reason(said: str) -> str:

@@ -66,15 +66,13 @@ def restoration(records: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def candidates(
-    table: pd.DataFrame, methods: Iterable[Method], test: str, task: str, metric: str = "psnr"
-) -> pd.DataFrame:
-    """Rows of `bd_table` that compare `test` with a baseline whose rates meet its own."""
-    rows = table[(table["test"] == test) & (table["metric"] == metric) & (table["task"] == task)]
+def candidates(table: pd.DataFrame, methods: Iterable[Method], test: str, task: str) -> pd.DataFrame:
+    """Rows of `bd_table` that compare `test`, in PSNR, with a baseline whose rates meet its own."""
+    rows = table[(table["test"] == test) & (table["metric"] == "psnr") & (table["task"] == task)]
     return rows[rows["bd_quality"].notna() & rows["anchor"].isin(baselines(methods))]
 
 
-def strongest(table: pd.DataFrame, methods: Iterable[Method], test: str, task: str, metric: str = "psnr") -> str:
+def strongest(table: pd.DataFrame, methods: Iterable[Method], test: str, task: str) -> str:
     """The baseline against which `test` gains least: the smallest BD-quality over the shared rates.
 
     The rule was fixed before the results: BD-quality and not BD-rate decides, because it exists for curves that fall
@@ -84,7 +82,7 @@ def strongest(table: pd.DataFrame, methods: Iterable[Method], test: str, task: s
     Raises:
         UserError: there is no candidate.
     """
-    rows = candidates(table, methods, test, task, metric)
+    rows = candidates(table, methods, test, task)
     if not len(rows):
         raise UserError(
             f"No baseline shares a range of rates with {test} on {task}: choose other levels in params.yaml."
@@ -182,9 +180,6 @@ def ablation(
         with the ends `_low` and `_high` of their 95% intervals over the test images (see `bd_interval`);
         `tasks_defined`, the number of tasks with a BD-rate; `images`; and last a column per task, named like it, with
         its BD-quality. Undefined numbers are NaN.
-
-    Raises:
-        UserError: see `bd_table`.
     """
     rows: list[dict[str, Any]] = []
     for metric in metrics:

@@ -88,25 +88,24 @@ def rate_perception(
 
 @styled
 def non_monotone_why(
-    records: pd.DataFrame, task: str, methods: Sequence[Method], crops: Sequence[tuple[str, Tensor, str]] = (),
-    metric: str = "psnr",
-) -> Figure:  # fmt: skip
+    records: pd.DataFrame, task: str, methods: Sequence[Method], crops: Sequence[tuple[str, Tensor, str]] = ()
+) -> Figure:
     """Why quality falls with the rate: what is kept of the degradation in X̂, and what becomes of the output.
 
     Args:
         records: as read by ``read_records``, with the probe ``kept`` (see ``llicm.benchmark.probes``).
-        task: whose degradation is shown. methods: curves. metric: of the second panel.
+        task: whose degradation is shown. methods: curves.
         crops: pictures below: title, picture (3, H, W) in [0, 1], what is written below it.
 
     Returns:
-        Two panels over the rate, of the share of the degradation's energy in X̂ (in percent) and of the metric; below
-        them the pictures.
+        Two panels over the rate, of the share of the degradation's energy in X̂ (in percent) and of PSNR; below them
+        the pictures.
     """
     styles = line_styles(methods)
     figure = Figure(figsize=(WIDTH, 3.4 + (2.4 if crops else 0)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.4, 2.4)) if crops else [figure]
     axes = parts[0].subplots(1, 2)
-    for axis, name in zip(axes, ("kept", metric), strict=True):
+    for axis, name in zip(axes, ("kept", "psnr"), strict=True):
         curves = _records.mean_curves(records, name)
         for method in styles:
             if (method, task) in curves:
@@ -119,7 +118,7 @@ def non_monotone_why(
     axes[1].set_title(f"{task}: quality of the output", fontsize=9.5)
     axes[0].axhline(100, color="0.45", linestyle=(0, (1, 1)), linewidth=1.0)
     axes[0].set_ylim(bottom=0)
-    axes[1].set_ylabel(metric_info(metric).axis_label)
+    axes[1].set_ylabel(metric_info("psnr").axis_label)
     handles = method_handles(styles)
     parts[0].legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     below = parts[1].subplots(1, len(crops), squeeze=False)[0] if crops else []

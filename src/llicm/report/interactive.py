@@ -18,14 +18,11 @@ MARKERS = {
 }  # fmt: skip
 
 
-def curves_page(
-    records: pd.DataFrame, metrics: Sequence[str], tasks: Sequence[str], methods: Sequence[Method], columns: int = 3
-) -> str:
+def curves_page(records: pd.DataFrame, metrics: Sequence[str], tasks: Sequence[str], methods: Sequence[Method]) -> str:
     """One HTML page: a panel a task, a curve a method, a menu for the metric; a click on a method hides it.
 
     Args:
         records: as read by ``read_records``. metrics, tasks, methods: in the order of menu, panels and legend.
-        columns: panels in a row.
 
     Returns:
         The page, about 5 MB, since it holds the library that draws it. The same records give the same text.
@@ -33,7 +30,7 @@ def curves_page(
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    columns = min(columns, len(tasks))
+    columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = make_subplots(
         rows, columns, subplot_titles=list(tasks), shared_xaxes=True, horizontal_spacing=0.06, vertical_spacing=0.1

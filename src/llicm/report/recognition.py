@@ -41,16 +41,13 @@ def recognised(guesses: pd.DataFrame, tasks: Sequence[str], levels: Sequence[flo
         "images_per_level": int(len(guesses) / guesses["level"].nunique(dropna=False)),
     }
     write_json(numbers, out / "recognition.json")
-    figure = confusion(guesses, WORDS, core=tasks, levels=[math.nan, levels[-1], levels[0]])
+    figure = confusion(guesses, WORDS, [math.nan, levels[-1], levels[0]], core=tasks)
     save_figure(figure, out / "confusion.png", 100)
     return out / "confusion.png"
 
 
 @styled
-def confusion(
-    table: pd.DataFrame, words: Sequence[str] | None = None, title: str = "", core: Sequence[str] = (),
-    levels: Sequence[float] | None = None,
-) -> Figure:  # fmt: skip
+def confusion(table: pd.DataFrame, words: Sequence[str], levels: Sequence[float], core: Sequence[str] = ()) -> Figure:
     """What a degradation is recognised as, in percent: a panel a level, a row a true word, a column a guess.
 
     Rows sum to 100 (but for rounding, and guesses that are not among the words drawn); 0 is left blank. The core words
@@ -58,11 +55,8 @@ def confusion(
 
     Args:
         table: made by ``llicm.vlm.recognition.recognise_all``.
-        words: rows and columns, in this order behind the core words; by default those of the table.
-        title: above all panels; "" for none.
-        core: the study's tasks.
-        levels: of the codec, a panel each; NaN for uncompressed images. By default uncompressed, the highest and the
-            lowest level, as far as the table has them.
+        words: rows and columns, in this order behind the core words. core: the study's tasks.
+        levels: of the codec, a panel each; NaN for uncompressed images.
 
     Raises:
         UserError: a word or level that the table does not hold, or an empty table.
@@ -72,12 +66,9 @@ def confusion(
     known = list(dict.fromkeys(table["word"]))
     core = chosen(core, known, "degradation")
     words = [*core, *(word for word in chosen(words, known, "degradation") if word not in core)]
-    measured = sorted(table["level"].dropna().unique(), reverse=True)
-    if levels is None:
-        levels = ([math.nan] if table["level"].isna().any() else []) + measured[:1] + measured[1:][-1:]
     shares = [_confused(table, words, level) for level in levels]
     # Sizes in inches: cells stay square, and hold their numbers, whatever the number of panels and words.
-    left, gap, bottom, top = 1.36, 0.14, 1.36, 0.46 + (0.3 if title else 0.0)
+    left, gap, bottom, top = 1.36, 0.14, 1.36, 0.46
     side = min((WIDTH - left - gap * len(shares)) / len(shares), 0.42 * len(words))
     width, height = left + (side + gap) * len(shares), bottom + side + top
     figure = Figure(figsize=(width, height))
@@ -108,8 +99,6 @@ def confusion(
     middle = (left + (width - left - gap) / 2) / width
     figure.text(0.06 / width, (bottom + side / 2) / height, "true degradation", rotation=90, ha="left", va="center")
     figure.text(middle, 0.06 / height, "recognised as", ha="center", va="bottom")
-    if title:
-        figure.text(middle, 1 - 0.08 / height, title, ha="center", va="top", fontsize=11)
     return figure
 
 

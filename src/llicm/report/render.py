@@ -29,6 +29,7 @@ from llicm.benchmark.records import read_records
 from llicm.errors import UserError
 from llicm.files import write_atomically
 from llicm.report.page import results_page
+from llicm.report.writing import with_interval
 
 TEMPLATES = Path("docs/templates")
 PAGES = (Path("results"), Path("profiles/study/results"))  # folders that have a results page
@@ -44,11 +45,7 @@ class Number:
 
     def show(self, digits: int, unit: str = "", sign: bool = True) -> str:
         """``+94.0% [+77.0, +112.0]``; without an interval ``+94.0%``; undefined ``n/a``."""
-        spec = f"{'+' if sign else ''}.{digits}f"
-        if math.isnan(self.value):
-            return "n/a"
-        text = f"{self.value:{spec}}{unit}"
-        return text if math.isnan(self.low) else f"{text} [{self.low:{spec}}, {self.high:{spec}}]"
+        return with_interval(self.value, self.low, self.high, f"{'+' if sign else ''}.{digits}f", unit)
 
     def __abs__(self) -> "Number":
         return self if self.value >= 0 else Number(-self.value, -self.high, -self.low)

@@ -24,7 +24,7 @@ from llicm.report.comparisons import (
     quality_unit,
     restoration,
 )
-from llicm.report.writing import bd_number, markdown, method_label, text_of, write_csv
+from llicm.report.writing import bd_number, markdown, method_label, text_of, with_interval, write_csv
 
 SHOWN = ("psnr", "ms_ssim", "niqe_fit")  # metrics of the headline in Markdown: two full-reference ones, one without
 
@@ -84,21 +84,17 @@ def write_compressai(records: pd.DataFrame, folder: Path) -> int:
 
 
 def _with_ends(row: pd.Series, name: str, spec: str, after: str = "") -> str:
-    """A number with its interval: "-12.3% [-15.0, -9.1]"."""
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if np.isnan(value):
-        return "n/a"
-    return f"{value:{spec}}{after}" + ("" if np.isnan(low) else f" [{low:{spec}}, {high:{spec}}]")
+    """A number of a row with its interval."""
+    return with_interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")), spec, after)
 
 
-def headline_markdown(table: pd.DataFrame, metrics: Sequence[str] = SHOWN, rival: str = "strongest baseline") -> str:
-    """What `headline` returns, as Markdown: a row a task, two columns a metric.
+def headline_markdown(table: pd.DataFrame, rival: str = "strongest baseline") -> str:
+    """What `headline` returns, as Markdown: a row a task, two columns a metric of `SHOWN`, if any was measured.
 
     Args:
-        metrics: those shown, if they were measured; the CSV and LaTeX tables have all.
         rival: what the methods compared with are called.
     """
-    shown = [metric for metric in metrics if metric in set(table["metric"])] or list(dict.fromkeys(table["metric"]))
+    shown = [metric for metric in SHOWN if metric in set(table["metric"])] or list(dict.fromkeys(table["metric"]))
     head, *rows = _headline_cells(table[table["metric"].isin(shown)], rival)
     aligned = ["---", "---", *["---:"] * (len(head) - 2)]
     return text_of(f"| {' | '.join(row)} |" for row in (head, aligned, *rows))

@@ -25,6 +25,16 @@ def bd_number(number: float, value: str) -> str:
     return f"{number:+.2f}"
 
 
+def with_interval(value: float, low: float, high: float, spec: str, unit: str = "") -> str:
+    """A number and the ends of its interval: "-12.3% [-15.0, -9.1]"; without one "-12.3%"; "n/a" for NaN.
+
+    Args:
+        spec: how numbers are written, as "+.1f".
+    """
+    text = "n/a" if math.isnan(value) else f"{value:{spec}}{unit}"
+    return text if math.isnan(value) or math.isnan(low) else f"{text} [{low:{spec}}, {high:{spec}}]"
+
+
 def chosen(names: Sequence[str] | None, known: Sequence[str], kind: str) -> list[str]:
     """`names`, or all that are known if it is None.
 
