@@ -85,7 +85,7 @@ def write_compressai(records: pd.DataFrame, folder: Path) -> int:
 
 def _with_ends(row: pd.Series, name: str, spec: str, after: str = "") -> str:
     """A number of a row with its interval."""
-    return with_interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")), spec, after)
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], spec, after)
 
 
 def headline_markdown(table: pd.DataFrame, rival: str = "strongest baseline") -> str:
