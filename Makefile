@@ -70,8 +70,8 @@ readme: $(READY) ## write the README, the documents and the results pages from t
 
 # README.md of results are rendered, and compared with that
 checksums: ## record the results that are published in git and that no lock covers, for `llicm audit`
-	@git ls-files profiles/study/results results/kodak results/real results/timing docs/denoising.png docs/training-log.md \
-	  docs/conventional.csv docs/context-codec.json \
+	@git ls-files profiles/study/results results/kodak results/timing docs/denoising.png docs/training-log.md \
+	  docs/conventional.csv docs/context-codec.json docs/real.json docs/theory.png \
 	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
 	  | xargs md5sum > published.md5
 

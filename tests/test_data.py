@@ -236,6 +236,24 @@ def test_ready_made_pairs_are_cut_alike_and_make_half_of_the_rows():
     assert 18 <= ready <= 42  # of 60
 
 
+def test_half_of_the_noise_is_as_cameras_write_it():
+    """Weaker, and correlated between neighbours and channels; the noise that tests are made with is neither."""
+    made = make_stream(
+        photos=[torch.full((3, 64, 64), 0.5)], tasks=["noisy"], batch=60, dead_leaves_share=0.0, mixed=0.0
+    )
+    batch = made.batch(0)
+    noise = batch.degraded - batch.ideal
+    noise -= noise.mean((2, 3), keepdim=True)
+    power = noise.square().mean((1, 2, 3))
+    beside = (noise[..., 1:] * noise[..., :-1]).mean((1, 2, 3)) / power
+    across = (noise[:, 0] * noise[:, 1]).mean((1, 2)) / power
+    camera = (beside > 0.1) | (across > 0.1)
+    assert 20 <= camera.sum() <= 40 and beside[~camera].abs().max() < 0.1
+    assert 0.6 < beside.max() < 0.75 and across.max() > 0.9
+    assert power[camera].min().sqrt() < 0.01 and power[~camera].min().sqrt() > 0.03
+    assert power[camera].max() < power[~camera].max() * 1.1
+
+
 def test_mixed_rows_have_a_second_task_at_the_stated_rate():
     stream = make_stream(tasks=[*TASKS, CLEAN], crop=8, batch=30, mixed=0.4)
     batches = [stream.batch(step) for step in range(20)]

@@ -15,7 +15,7 @@ from llicm.data.dead_leaves import dead_leaves
 from llicm.data.graphics import GRAPHICS, graphic
 from llicm.data.pairs import Pair
 from llicm.data.photo import Photo
-from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, degrade, degrade_at_once
+from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, camera_noise, degrade, degrade_at_once
 from llicm.errors import UserError
 
 __all__ = ["Batch", "PairStream"]
@@ -130,7 +130,13 @@ class PairStream:
                 severities = torch.where(second == index, level, severity)[hit]
                 where = hit.nonzero()[:, 0].to(ideal.device)
                 function = degrade if self.device is None else degrade_at_once
-                degraded[where] = function(word, degraded[where], severities, generator)
+                before = degraded[where]
+                made = function(word, before, severities, generator)
+                if word == "noisy":  # half of the rows as a camera writes them
+                    own = Generator().manual_seed(_mix(self.seed, 4, step))
+                    half = torch.rand(len(made), generator=own).lt(0.5).to(made.device)[:, None, None, None]
+                    made = torch.where(half, camera_noise(made, before, own), made)
+                degraded[where] = made
         return Batch(degraded, ideal, task, severity, second, photo)
 
     def _cut(self, crops: Sequence[Crop]) -> Tensor:

@@ -8,7 +8,7 @@ is committed. The pages of results/ and profiles/study/results are made by `llic
 | name in a template | what it reads |
 |---|---|
 | ``study``, ``quick``, ``kodak`` | `Results` of the published study, of the default study, and of its models on Kodak |
-| ``real`` | `Results` of its models on pairs with a real degradation |
+| ``content(name)`` | docs/<name>.json, which a script of bench/ has written |
 | ``measured(page)`` | the tables that a script of bench/ has written into docs/<page>.md |
 """
 
@@ -169,7 +169,7 @@ def environment(root: Path, finalize: Callable[[Any], Any] | None = None) -> jin
     )  # fmt: skip
     made.globals |= {
         "study": Results(root / PAGES[1]), "quick": Results(root / PAGES[0]), "kodak": Results(root / "results/kodak"),
-        "real": Results(root / "results/real"),
+        "content": lambda name: json.loads(_existing(root / "docs" / f"{name}.json").read_text(encoding="utf-8")),
         "measured": lambda page: _rows(_existing(root / "docs" / f"{page}.md").read_text(encoding="utf-8")),
     }  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
