@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort real clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort harm real clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -102,6 +102,9 @@ rate: data model ## how close files come to the size asked for (docs/rate.md)
 
 effort: data model ## what encoder effort gains and takes (docs/effort.md; OPTIONS="--model FILE --photos FOLDER")
 	.venv/bin/python bench/effort.py $(OPTIONS)
+
+harm: data model ## what restoring does to clean pictures (docs/harm.md; OPTIONS="--photos FOLDER...")
+	.venv/bin/python bench/harm.py $(OPTIONS)
 
 real: model metrics ## the published models on pairs with a real degradation, which `llicm data add` has registered (docs/real.md)
 	.venv/bin/python bench/real.py

@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from llicm.framework import LLICM
 from llicm.images import quantize8, read_image, write_png
 from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.checkpoint import load_daclip, official_names
+from llicm.vlm.conditioner import Conditioner
 from llicm.vlm.daclip import make_daclip
 from llicm.weights import load_part
 
@@ -179,7 +181,7 @@ def test_there_and_back(here, model, small, capsys):
     decoded, enhanced = small.decompress(data)
     said = run(capsys, "decompress", "a.llicm", "-o", "new/enhanced.png")
     assert torch.equal(read_image("new/enhanced.png"), quantize8(enhanced))
-    assert said.out == "a.llicm -> new/enhanced.png  128x96\n" and said.err == ""
+    assert said.out == "a.llicm -> new/enhanced.png  128x96  restored\n" and said.err == ""
     run(capsys, "decompress", "a.llicm", "--as-captured", "-o", "captured.png")
     assert torch.equal(read_image("captured.png"), quantize8(decoded)) and not torch.allclose(decoded, enhanced)
     assert files() == ["a.llicm", "a.png", "captured.png", "new/enhanced.png", "photos/b.png", "photos/c.png",
@@ -458,10 +460,45 @@ def test_progress_only_on_a_terminal(here, model, monkeypatch, capsys):
 
 def test_restore(here, model, capsys):
     said = run(capsys, "restore", "a.png")
-    assert said.out == "a.png -> a.restored.png  128x96\n"
+    assert said.out == "a.png -> a.restored.png  128x96  restored\n"
     assert torch.equal(read_image("a.restored.png"), quantize8(picture() * 0.5))
     run(capsys, "restore", "photos", "-o", "better", "--format", "jpg")
     assert files("better") == ["b.jpg", "c.jpg"] and Image.open("better/b.jpg").format == "JPEG"
+
+
+def test_the_line_says_what_was_seen_and_how_surely(here, capsys, small, tiny_daclip, monkeypatch):
+    def said(share, command, *options):
+        judge = torch.zeros(33)
+        judge[-1] = torch.tensor(share).logit()
+        system = LLICM(small.codec, Spy(), Conditioner(tiny_daclip, "windows", judge=judge), Spy())
+        made = types.SimpleNamespace(load_model=lambda path=None, coding=False: system)
+        monkeypatch.setitem(sys.modules, "llicm.model", made)
+        return run(capsys, command, *options, "--force").out
+
+    for share, seen in [(0.99, r"[a-z-]+ \d+%, restored"), (0.25, r"[a-z-]+ \d+%, restored by 50%")]:
+        for command, file in (("compress", "a.png"), ("decompress", "a.llicm"), ("restore", "a.png")):
+            line = said(share, command, file)
+            assert re.search(f"  {seen}\n$", line) and "  clean" not in line
+    assert said(0.05, "restore", "a.png").endswith("  clean 95%, left as it is\n")
+    assert torch.equal(read_image("a.restored.png"), read_image("a.png"))
+    assert said(0.99, "decompress", "a.llicm", "--task", "clean").endswith("  clean, left as it is\n")
+    for command, file in (("compress", "a.png"), ("decompress", "a.llicm"), ("restore", "a.png")):
+        assert said(0.05, command, file, "--task", "rainy", "--strength", "0.5").endswith("  rainy, restored by 50%\n")
+    assert (read_image("a.restored.png") - 0.75 * read_image("a.png")).abs().max() < 1.1 / 255
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["degrade", "a.png", "--task", "clean"], "unknown degradation 'clean'"),
+        (["restore", "a.png", "--task", "clean, rainy"], "unknown degradation 'clean'"),
+        (["restore", "a.png", "--strength", "1.5"], "--strength"),
+        (["decompress", "a.llicm", "--as-captured", "--strength", "0.5"], "--as-captured not to"),
+    ],
+)
+def test_clean_is_alone_and_strength_a_share(here, model, capsys, arguments, sentence):
+    assert cli.main(arguments) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_restored_files_of_a_quality_or_a_size(here, model, small, monkeypatch, capsys):
@@ -469,7 +506,9 @@ def test_restored_files_of_a_quality_or_a_size(here, model, small, monkeypatch, 
     monkeypatch.setattr(type(small), "enhance", lambda *args: runs.append(1) or enhance(*args))
     said = run(capsys, "restore", "a.png", "-o", "b.avif", "--bpp", "0.5")
     size = Path("b.avif").stat().st_size
-    assert 700 < size <= 0.5 * 128 * 96 / 8 and said.out.endswith(f"128x96  {size} bytes  {size / 1536:.3f} bpp\n")
+    assert 700 < size <= 0.5 * 128 * 96 / 8 and said.out.endswith(
+        f"128x96  restored  {size} bytes  {size / 1536:.3f} bpp\n"
+    )
     assert runs == [1], "restored once, whatever is tried"
     assert (read_image("b.avif") - picture() * 0.5).square().mean() < 0.005
     run(capsys, "restore", "photos", "-o", "better", "--format", "jpg", "--quality", "20")

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llicm.framework import LLICM
+from llicm.framework import LLICM, SURE
 from llicm.images import quantize8
 from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.conditioner import Conditioner, Oracle
@@ -33,8 +33,15 @@ def listening(context):
     return model.eval()
 
 
+def sure(tiny_daclip, share):
+    """A conditioner to whom something is wrong with every picture with that probability."""
+    judge = torch.zeros(33)
+    judge[-1] = torch.tensor(share).logit()
+    return Conditioner(tiny_daclip, "windows", judge=judge)
+
+
 def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
-    system = LLICM(codec, listening({"degradation": 16, "content": 16}), Conditioner(tiny_daclip, "windows"))
+    system = LLICM(codec, listening({"degradation": 16, "content": 16}), sure(tiny_daclip, 0.99))
     data = system.compress(picture(50, 70), 2)
     decoded, detected = system.decompress(data)
     outputs = [detected]
@@ -46,6 +53,42 @@ def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
     for film in (m.film for m in system.restorer.modules() if hasattr(m, "film")):
         torch.nn.init.zeros_(film.weight)
     assert torch.equal(system.decompress(data)[1], system.decompress(data, task="rainy")[1])
+
+
+@pytest.mark.parametrize(("share", "part"), [(0.0, 0.0), (SURE[0], 0.0), (sum(SURE) / 2, 0.5), (SURE[1], 1.0)])
+def test_a_picture_changes_as_far_as_it_is_sure_that_something_is_wrong(codec, tiny_daclip, share, part):
+    restorer, conditioner = listening({"degradation": 16, "content": 0}), sure(tiny_daclip, share)
+    system, x = LLICM(codec, restorer, conditioner, restorer), quantize8(picture(48, 64))
+    decoded, level = codec.decompress(codec.compress(x, 1.0))[0][None], torch.tensor([0.5])
+    whole = restorer(decoded, level, conditioner(decoded))
+    assert torch.allclose(system.enhance(decoded, level), decoded + part * (whole - decoded), atol=1e-4)
+    before = restorer(x[None], None, conditioner(x[None]))[0]
+    assert (system.prefiltered(x) - (x + part * (before - x)).clamp(0, 1)).abs().max() < 1.1 / 255
+    if part == 0:
+        assert torch.equal(system.enhance(decoded, level), decoded) and torch.equal(system.prefiltered(x), x)
+        data = system.compress(x, 1.0)
+        assert data == codec.compress(x, 1.0) and torch.equal(*system.decompress(data))
+    if part == 1:
+        assert torch.equal(system.enhance(decoded, level), whole)
+    batch = system.prefiltered(x[None])
+    assert torch.equal(batch[0], before.clamp(0, 1)), "in training the prefilter is not held back"
+
+
+def test_the_user_knows_better_than_the_conditioner(codec, tiny_daclip):
+    x = quantize8(picture(48, 64))
+    for share in (0.01, 0.99):
+        system = LLICM(codec, restorer := listening(None), sure(tiny_daclip, share), restorer)
+        assert torch.equal(system.prefiltered(x, ["clean"]), x)
+        data = system.compress(x, 1.0)
+        decoded, left = system.decompress(data, "clean")
+        assert torch.equal(left, decoded)
+        whole, half = (system.decompress(data, "rainy", strength)[1] for strength in (1.0, 0.5))
+        inside = (whole > 0) & (whole < 1)
+        assert torch.allclose(half[inside], (decoded + whole)[inside] / 2, atol=1e-4) and not torch.equal(half, whole)
+        assert torch.equal(system.decompress(data, "rainy", 0.0)[1], decoded)
+    # a batch in which each picture has a certainty of its own
+    both = system.enhance(torch.stack([x, x]), None, ["clean", "rainy"])
+    assert torch.equal(both[0], x) and not torch.equal(both[1], x)
 
 
 def test_the_conditioner_sees_the_decoded_image_and_nothing_flows_back(codec):

@@ -7,8 +7,14 @@ import torch
 
 from llicm.degradations import DEGRADATIONS
 from llicm.vlm.clip import WORDS
-from llicm.vlm.conditioner import Conditioner
-from llicm.vlm.recognition import accuracy, recognise_all, tiles
+from llicm.vlm.conditioner import (
+    Conditioner,
+    conditioner_from,
+    conditioner_state,
+    load_conditioner,
+    save_conditioner,
+)
+from llicm.vlm.recognition import accuracy, fit_judge, recognise_all, tiles
 
 
 def test_tiles_are_central_and_do_not_overlap():
@@ -34,6 +40,26 @@ def test_accuracy_by_level():
     found = accuracy(table, ["noisy", "hazy"])
     assert found == {"none": pytest.approx(2 / 3), "0": 0.5, "2.5": 1.0} and list(found) == ["none", "0", "2.5"]
     assert accuracy(table, ["clean"]) == {"none": 0.0, "0": 1.0}
+
+
+def test_a_judge_tells_clean_pictures_from_others_and_says_how_surely(tiny_daclip, tmp_path):
+    conditioner = Conditioner(tiny_daclip, "windows")
+    ideal = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0)).repeat_interleave(5, 2)
+    ideal = ideal.repeat_interleave(5, 3)
+    dark = 0.2 * ideal
+    words = conditioner.recognise(torch.cat([ideal, dark]))
+    fit_judge(conditioner, [(ideal[:16], torch.zeros(16)), (dark[:4], torch.ones(4)), (dark[4:16], torch.ones(12))])
+    clean, not_clean = (conditioner.recognise(part[16:])[:, WORDS.index("clean")] for part in (ideal, dark))
+    assert clean.min() > 0.8 and not_clean.max() < 0.2
+    judged = conditioner.recognise(torch.cat([ideal, dark]))
+    assert torch.allclose(judged.sum(1), torch.ones(48))
+    # the other words are told apart as before
+    assert torch.equal(judged[:, :-1].argmax(1), words[:, :-1].argmax(1))
+    save_conditioner(conditioner, tmp_path)
+    again = load_conditioner(tmp_path)
+    assert torch.equal(again.recognise(ideal), conditioner.recognise(ideal))
+    closed = conditioner_from(*conditioner_state(conditioner))
+    assert torch.allclose(closed.recognise(ideal), conditioner.recognise(ideal), atol=0.05)  # in half precision
 
 
 class Darkening(torch.nn.Module):

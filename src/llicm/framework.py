@@ -21,9 +21,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from llicm.degradations import CLEAN
 from llicm.images import quantize8
 from llicm.limits import as_pictures, check_finite, keep_grey
+from llicm.vlm.clip import WORDS
 from llicm.vlm.conditioner import Conditioner, Oracle
+from llicm.vlm.context import Context
+
+SURE = (0.1, 0.4)
+"""Up to which probability that something is wrong with it a picture is left as it is, and from which on it is restored
+wholly; between them smoothly more. How they were chosen: docs/harm.md."""
 
 Hints = Sequence[str | None]
 """For each image of a batch its degradation in words, or None to have it detected."""
@@ -91,34 +98,50 @@ class LLICM(nn.Module):
         if ideal is None or not hasattr(self.restorer, "training_loss"):
             return Output(decoded, self._restore(self.restorer, seen, relative, hints), likelihoods)
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
-        context = None if self.conditioner is None else self.conditioner(seen.detach(), hints)
+        context = self._context(seen, hints)
         loss, enhanced = self.restorer.training_loss(
             ideal, seen, relative, context, generator, diffusion or self.restorer.predicts
         )
         return Output(decoded, enhanced, likelihoods, loss)
 
-    def enhance(self, decoded: Tensor, level: Tensor | None = None, hints: Hints | None = None) -> Tensor:
+    def enhance(
+        self, decoded: Tensor, level: Tensor | None = None, hints: Hints | None = None, strength: float = 1.0
+    ) -> Tensor:  # fmt: skip
         """X̂ (N, 3, H, W) to X̂_H, which is grey where X̂ is.
+
+        X̂_H departs from X̂ no farther than the conditioner is sure that something is wrong (see `sureness`).
 
         Args:
             level: (N,) the relative level in [0, 1]; None if never compressed.
             hints: for each image the degradation in words, or None to have it detected; None for all detected.
+            strength: how far to go from X̂, 0, to X̂_H, 1.
 
         Raises:
             PictureError: X̂ is no batch of pictures in [0, 1], or X̂_H is not finite.
         """
-        decoded = as_pictures(decoded)
-        enhanced = self._restore(self.restorer, decoded, level, hints)
-        return keep_grey(check_finite(enhanced, "the restored picture"), decoded)
+        return self._carefully(self.restorer, as_pictures(decoded), level, hints, strength)
 
-    def prefiltered(self, x: Tensor, hints: Hints | None = None) -> Tensor:
+    def sureness(self, context: Context, hints: Hints | None = None) -> Tensor:
+        """How surely something is wrong with pictures of this context, (N,) from 0 to 1: how far restoring may go.
+
+        0 where the conditioner is sure that nothing is, 1 where something may well be (see `SURE`). A hint is sure: 0
+        for "clean", 1 for others.
+        """
+        found = 1 - self.conditioner.probabilities(context)[:, WORDS.index(CLEAN)]
+        share = ((found - SURE[0]) / (SURE[1] - SURE[0])).clamp(0, 1)
+        for row, hint in enumerate(hints or []):
+            if hint:
+                share[row] = float(hint != CLEAN)
+        return share.square() * (3 - 2 * share)
+
+    def prefiltered(self, x: Tensor, hints: Hints | None = None, strength: float = 1.0) -> Tensor:
         """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X_r, X as the prefilter restores it, in [0, 1].
 
-        A batch stays as it is computed, with its gradient; a single image is rounded to 8 bits, as X was, whether
-        or not under autocast, and grey if X was.
+        A batch, as in training, stays as it is computed, with its gradient. A single image is one to be coded: it is
+        rounded to 8 bits, as X was, whether or not under autocast, grey if X was, and departs from X as in `enhance`.
 
         Args:
-            hints: as in `enhance`.
+            hints, strength: as in `enhance`.
 
         Raises:
             PictureError: X is no such picture, or what is made of it is not finite.
@@ -128,7 +151,7 @@ class LLICM(nn.Module):
             return x
         if x.ndim == 3:
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                return quantize8(keep_grey(self.prefiltered(x[None], hints), x[None])[0])
+                return quantize8(self._carefully(self.prefilter, x[None], None, hints, strength)[0])
         restored = self._restore(self.prefilter, x, None, hints).float()
         return check_finite(restored, "the prefiltered picture").clamp(0, 1)
 
@@ -146,21 +169,40 @@ class LLICM(nn.Module):
 
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)  # where files are coded
-    def decompress(self, data: bytes, task: str | None = None) -> tuple[Tensor, Tensor]:
+    def decompress(self, data: bytes, task: str | None = None, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1].
 
         Args:
-            task: the degradation in words, e.g. "rainy" or "low-light, noisy", in place of the detected one.
+            task: the degradation in words, e.g. "rainy" or "low-light, noisy", in place of the detected one; "clean"
+                leaves X̂ as it is.
+            strength: as in `enhance`.
 
         Raises:
             BitstreamError: see `llicm.codec.bitstream.unpack`.
         """
         decoded, level = self.codec.decompress(data)
-        enhanced = self.enhance(decoded[None], self.codec.relative_level(torch.tensor([level])), [task])
+        enhanced = self.enhance(decoded[None], self.codec.relative_level(torch.tensor([level])), [task], strength)
         return decoded, enhanced[0].clamp(0, 1)
 
-    def _restore(self, restorer: Any, image: Tensor, level: Tensor | None, hints: Hints | None) -> Tensor:
+    def _carefully(
+        self, restorer: Any, image: Tensor, level: Tensor | None, hints: Hints | None, strength: float
+    ) -> Tensor:  # fmt: skip
+        """Pictures (N, 3, H, W) restored as far as it is sure that they need it."""
         if restorer is None:
             return image
-        context = None if self.conditioner is None else self.conditioner(image.detach(), hints)
-        return restorer(image, level, context)
+        context = self._context(image, hints)
+        share = image.new_full((len(image),), strength)
+        if isinstance(self.conditioner, Conditioner) and context is not None:
+            share = share * self.sureness(context, hints)
+        if not share.any():
+            return image
+        restored = check_finite(restorer(image, level, context), "the restored picture")
+        if (share < 1).any():
+            restored = torch.lerp(image, restored, share.view(-1, 1, 1, 1))
+        return keep_grey(restored, image)
+
+    def _restore(self, restorer: Any, image: Tensor, level: Tensor | None, hints: Hints | None) -> Tensor:
+        return image if restorer is None else restorer(image, level, self._context(image, hints))
+
+    def _context(self, image: Tensor, hints: Hints | None) -> Context | None:
+        return None if self.conditioner is None else self.conditioner(image.detach(), hints)

@@ -50,12 +50,21 @@ class InOrder(click.Group):
 
 
 class Task(click.ParamType):
-    """Degradations in words, in the order in which the vision-language model knows them: "low-light, noisy"."""
+    """Degradations in words, in the order in which the vision-language model knows them: "low-light, noisy".
+
+    Args:
+        clean: whether it may also be "clean", for none.
+    """
 
     name = "words"
 
+    def __init__(self, clean: bool = False):
+        self.clean = clean
+
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         words = {word.strip().lower() for word in value.split(",")}
+        if self.clean and words == {"clean"}:
+            return "clean"
         unknown = sorted(words - set(TASKS))
         if unknown:
             self.fail(f"unknown degradation {unknown[0]!r}; known are {', '.join(TASKS)}.", param, ctx)

@@ -46,9 +46,13 @@ _size_option = click.option(
     help="Make each file as good as fits into so many bytes, e.g. 20000.",
 )  # fmt: skip
 _task = click.option(
-    "--task", type=Task(), shell_complete=offer(TASKS),
+    "--task", type=Task(clean=True), shell_complete=offer((*TASKS, "clean")),
     help="Name what is wrong with the photo instead of having it detected: one, or two joined by a comma, of "
-    + ", ".join(TASKS) + ".",
+    + ", ".join(TASKS) + "; or clean, to leave it as it is.",
+)  # fmt: skip
+_strength = click.option(
+    "--strength", type=Number(0, 1), default=1.0, show_default=True,
+    help="How far to go from the photo as it is, 0, to the restored one, 1.",
 )  # fmt: skip
 
 
@@ -119,20 +123,21 @@ def _convert(jobs: Iterable[Job], force: bool, work: Callable[[Job], tuple[bytes
 
 
 def _convert_to_images(
-    make: Callable[[Job], "Tensor"], inputs: Sequence[str], output: str | None, wanted: str | None, force: bool,
-    label: str = "", streams: bool = False, words: str = "", quality: int | None = None, bpp: float | None = None,
+    make: Callable[[Job], tuple["Tensor", str]], inputs: Sequence[str], output: str | None, wanted: str | None,
+    force: bool, label: str = "", streams: bool = False, quality: int | None = None, bpp: float | None = None,
     size: int | None = None,
 ) -> None:  # fmt: skip
-    """Write the image (3, H, W) that `make` gives for each job; see `plan`, `format_of` and `_convert`.
+    """Write the image (3, H, W) that `make` gives for each job, with words for the line about it; see `plan`,
+    `format_of` and `_convert`.
 
     Args:
-        words: the end of each line on standard output. quality, bpp, size: at most one, see `encode_photo`.
+        quality, bpp, size: at most one, see `encode_photo`.
     """
     jobs = files.plan(inputs, output, f".{wanted or 'png'}", label, streams)
     formats = {job: files.format_of(job.target, wanted) for job in jobs}
 
     def work(job: Job) -> tuple[bytes, str]:
-        image = make(job)
+        image, words = make(job)
         pixels = image.shape[1] * image.shape[2]
         data = files.encode_photo(image, formats[job], quality, bpp * pixels / 8 if bpp is not None else size)
         asked = quality is not None or bpp is not None or size is not None
@@ -147,6 +152,24 @@ def _size(image: "Tensor") -> str:
 
 def _rate(size: int, pixels: int) -> str:
     return f"{size} bytes  {8 * size / pixels:.3f} bpp"
+
+
+def _verdict(system: "LLICM", photo: "Tensor", task: str | None, strength: float) -> str:
+    """What is wrong with a photo (3, H, W), how surely, and what came of it: "  hazy 93%, restored"."""
+    from llicm.degradations import CLEAN
+    from llicm.vlm.clip import WORDS
+    from llicm.vlm.conditioner import Conditioner
+
+    said, share = f"{task}, " if task else "", strength
+    if isinstance(system.conditioner, Conditioner):
+        context = system.conditioner(photo[None], [task])
+        sure = float(system.sureness(context, [task]))
+        share *= sure
+        if not task:  # the word that restoring acts on
+            likely = dict(zip(WORDS, system.conditioner.probabilities(context)[0].tolist(), strict=True))
+            word = max((word for word in WORDS if (word == CLEAN) is (sure == 0)), key=lambda word: likely[word])
+            said = f"{word} {likely[word]:.0%}, "
+    return f"  {said}{'restored' if share == 1 else f'restored by {share:.0%}' if share else 'left as it is'}"
 
 
 def _one_of(**options: object) -> None:
@@ -172,15 +195,18 @@ def _one_of(**options: object) -> None:
     "--effort", type=click.IntRange(0, 10_000), metavar="STEPS", default=0, show_default=True,
     help="Steps of refinement for each photo, e.g. 50: smaller files or better pictures, in a hundred times the time.",
 )  # fmt: skip
+@_task
+@_strength
 @_model
 @_force
 def compress(
     inputs: tuple[str, ...], output: str | None, level: float | None, bpp: float | None, size: int | None,
-    effort: int, model: Path | None, force: bool,
+    effort: int, task: str | None, strength: float, model: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Compress photos to .llicm files.
 
     IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.llicm beside it.
+    --task and --strength are for models that restore before they compress.
 
     \b
     Examples:
@@ -194,7 +220,8 @@ def compress(
     for job in jobs:
         if job.target and job.target.suffix.lower() in files.FORMATS:
             raise UserError(f"{job.target}: a compressed file is no {job.target.suffix[1:]}; name it .llicm.")
-    loaded = functools.cache(lambda: _load(model, "codec", levels=() if level is None else (level,), coding=True))
+    parts = ("codec", *(["prefilter"] if task or strength < 1 else []))
+    loaded = functools.cache(lambda: _load(model, *parts, levels=() if level is None else (level,), coding=True))
 
     def work(job: Job) -> tuple[bytes, str]:
         from llicm.codec.bitstream import unpack
@@ -204,7 +231,7 @@ def compress(
         top, x = _top(system), files.read_photo(job.source)
         pixels = x.shape[1] * x.shape[2]
         # the prefilter and its conditioner run once a photo, however many levels the rate control tries
-        encode = functools.partial(_encode, system, system.prefiltered(x), effort)
+        encode = functools.partial(_encode, system, system.prefiltered(x, [task], strength), effort)
         allowed = bpp * pixels / 8 if bpp is not None else size
         if allowed is None:
             data = encode(min(DEFAULT_LEVEL, top) if level is None else level)
@@ -213,7 +240,8 @@ def compress(
             if len(data) < _CLOSE * allowed:
                 why = "the highest level needs no more" if reached >= top else "no level comes closer"
                 print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
-        return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}"
+        said = "" if system.prefilter is None else _verdict(system, x, task, strength)
+        return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}{said}"
 
     _convert(jobs, force, work)
 
@@ -223,17 +251,19 @@ def compress(
 @_output
 @click.option("--as-captured", is_flag=True, help="The photo as it was compressed, without enhancing it.")
 @_task
+@_strength
 @_format
 @_model
 @_force
 def decompress(
-    inputs: tuple[str, ...], output: str | None, as_captured: bool, task: str | None, wanted: str | None,
-    model: Path | None, force: bool,
+    inputs: tuple[str, ...], output: str | None, as_captured: bool, task: str | None, strength: float,
+    wanted: str | None, model: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Decompress .llicm files to enhanced photos.
 
     IN is a .llicm file, a folder of them, or - for standard input. By default photo.llicm becomes photo.png beside it.
-    What is wrong with the photo is detected, unless --task names it.
+    What is wrong with the photo is detected, unless --task names it. It is restored as far as that is sure: wholly, in
+    part, or not at all.
 
     \b
     Examples:
@@ -242,18 +272,21 @@ def decompress(
       llicm decompress small/ -o photos/ --as-captured
       cat photo.llicm | llicm decompress - > photo.png
     """
-    if as_captured and task:
-        raise click.UsageError("--task says how to enhance, --as-captured not to: give one of them.")
+    if as_captured and (task or strength < 1):
+        raise click.UsageError("--task and --strength say how to enhance, --as-captured not to: give one of them.")
     parts = ("codec", *([] if as_captured else ["restorer"]), *(["conditioner"] if task else []))
     loaded = functools.cache(lambda: _load(model, *parts, coding=as_captured))
 
-    def make(job: Job) -> "Tensor":
+    def make(job: Job) -> tuple["Tensor", str]:
         from llicm.codec.bitstream import unpack
 
         data = files.read_bytes(job.source)
         unpack(data)  # a damaged file need not wait for the model
         system = loaded()
-        return system.codec.decompress(data)[0] if as_captured else system.decompress(data, task)[1]
+        if as_captured:
+            return system.codec.decompress(data)[0], ""
+        decoded, enhanced = system.decompress(data, task, strength)
+        return enhanced, _verdict(system, decoded, task, strength)
 
     _convert_to_images(make, inputs, output, wanted, force, streams=True)
 
@@ -268,17 +301,19 @@ def decompress(
 @_bpp
 @_size_option
 @_task
+@_strength
 @_format
 @_model
 @_force
 def restore(
     inputs: tuple[str, ...], output: str | None, quality: int | None, bpp: float | None, size: int | None,
-    task: str | None, wanted: str | None, model: Path | None, force: bool,
+    task: str | None, strength: float, wanted: str | None, model: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Enhance photos, and write them as images that any viewer opens.
 
     IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.restored.png beside
-    it. What is wrong with the photo is detected, unless --task names it.
+    it. What is wrong with the photo is detected, unless --task names it. It is restored as far as that is sure: wholly,
+    in part, or not at all.
 
     \b
     Examples:
@@ -290,12 +325,13 @@ def restore(
     _one_of(quality=quality, bpp=bpp, bytes=size)
     loaded = functools.cache(lambda: _load(model, "restorer", *(["conditioner"] if task else [])))
 
-    def make(job: Job) -> "Tensor":
+    def make(job: Job) -> tuple["Tensor", str]:
         from torch import no_grad
 
-        system = loaded()
+        system, x = loaded(), files.read_photo(job.source)
         with no_grad():
-            return system.enhance(files.read_photo(job.source)[None], None, [task])[0].clamp(0, 1)
+            restored = system.enhance(x[None], None, [task], strength)[0].clamp(0, 1)
+        return restored, _verdict(system, x, task, strength)
 
     _convert_to_images(make, inputs, output, wanted, force, ".restored", quality=quality, bpp=bpp, size=size)
 
@@ -329,7 +365,7 @@ def degrade(
     """
     words = task.split(", ")
 
-    def make(job: Job) -> "Tensor":
+    def make(job: Job) -> tuple["Tensor", str]:
         from torch import Generator
 
         # The study makes its test pairs with this: equal seeds, equal pictures.
@@ -345,10 +381,10 @@ def degrade(
             if word in words:
                 x = apply(word, x, severity, generator)
         # of a grey photo one channel, as a camera without colours has: the mean of all would have less noise
-        return x[0, 1:2].expand(3, -1, -1) if grey else x[0]
+        return x[0, 1:2].expand(3, -1, -1) if grey else x[0], f"  {task}  severity {severity:g}"
 
     label = f".{'+'.join(words)}"
-    _convert_to_images(make, inputs, output, wanted, force, label, words=f"  {task}  severity {severity:g}")
+    _convert_to_images(make, inputs, output, wanted, force, label)
 
 
 @click.command()

@@ -11,7 +11,7 @@ from llicm.data.photo import Photo
 from llicm.model import load_model
 from llicm.pipeline.stage import Stage
 from llicm.vlm.conditioner import Conditioner, save_conditioner
-from llicm.vlm.mini import train_mini
+from llicm.vlm.mini import train_mini, with_judge
 from llicm.vlm.pretrained import load_vlm
 
 
@@ -43,7 +43,10 @@ def make_conditioner(
             dict(photos), p.tasks, **settings, data=data, codec=codec, seed=p.seed, checkpoint_every=100,
             checkpoint=stage.checkpoint(determined, inputs),
         )  # fmt: skip
-        conditioner = Conditioner(model, p.vlm.view)
+        conditioner = with_judge(
+            Conditioner(model, p.vlm.view), list(photos.values()), p.tasks, data=data, severity=p.vlm.severity,
+            codec=codec, seed=p.seed + 1, batches=max(p.vlm.steps[1] // 40, 2),
+        )  # fmt: skip
     save_conditioner(conditioner, stage.output("artifacts/models/vlm"))
     return conditioner, rows
 

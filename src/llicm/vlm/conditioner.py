@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llicm import weights
+from llicm.degradations import CLEAN
 from llicm.errors import UserError
 from llicm.limits import as_pictures
 from llicm.vlm.checkpoint import check_layout, load_daclip, without_drawing
@@ -52,18 +53,22 @@ class Conditioner(nn.Module):
             "windows" for the mean embedding of windows in full resolution, which keeps fine traces such as noise.
         vocabulary: texts with their embeddings (width,), for a model that comes without its text tower; it then takes
             no other text.
+        judge: (2 width + 1,), what tells clean pictures from others (see `llicm.vlm.recognition.fit_judge`), or None.
 
     Raises:
         UserError: no such view.
     """
 
-    def __init__(self, model: DACLIP, view: str, vocabulary: dict[str, Tensor] | None = None):
+    def __init__(
+        self, model: DACLIP, view: str, vocabulary: dict[str, Tensor] | None = None, judge: Tensor | None = None
+    ):  # fmt: skip
         super().__init__()
         if view not in VIEWS:
             raise UserError(f"params.yaml: vlm.view '{view}' is unknown; choose one of {', '.join(VIEWS)}")
         self.model, self.view = model.requires_grad_(False).eval(), view
         self._known: dict[str, Tensor] = dict(vocabulary or {})
         self.closed = vocabulary is not None  # no text tower
+        self.judge = judge
 
     @property
     def width(self) -> int:
@@ -118,11 +123,30 @@ class Conditioner(nn.Module):
             self._known |= dict(zip(new, self.model.encode_text(tokens), strict=True))
         return torch.stack([self._known[word] for word in words])
 
-    @torch.no_grad()
     def recognise(self, decoded: Tensor, words: Sequence[str] = WORDS) -> Tensor:
-        """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1 (zero-shot, scale 100)."""
-        degradation = F.normalize(self(decoded).degradation, dim=-1)
-        return (100 * degradation @ F.normalize(self.text(words), dim=-1).T).softmax(-1)
+        """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1."""
+        return self.probabilities(self(decoded), words)
+
+    @torch.no_grad()
+    def probabilities(self, context: Context, words: Sequence[str] = WORDS) -> Tensor:
+        """Probability of each word for pictures of this context: (N, len(words)), rows sum to 1.
+
+        Zero-shot, scale 100; but whether anything is wrong at all, the word "clean", is for the judge, if there is one.
+        """
+        assert context.degradation is not None
+        degradation = F.normalize(context.degradation, dim=-1)
+        scores = 100 * degradation @ F.normalize(self.text(words), dim=-1).T
+        if self.judge is None or CLEAN not in words:
+            return scores.softmax(-1)
+        clean = torch.tensor([word == CLEAN for word in words], device=scores.device)
+        judge = self.judge.to(scores)
+        wrong = (judged(context) @ judge[:-1, None] + judge[-1]).sigmoid()
+        return torch.where(clean, 1 - wrong, wrong * scores.masked_fill(clean, -torch.inf).softmax(-1))
+
+
+def judged(context: Context) -> Tensor:
+    """What a conditioner's judge looks at: both embeddings at length 1, (N, 2 width)."""
+    return torch.cat([F.normalize(embedding, dim=-1) for embedding in context if embedding is not None], -1)
 
 
 class Oracle(nn.Module):
@@ -179,7 +203,11 @@ def conditioner_state(conditioner: Conditioner) -> tuple[dict[str, Tensor], dict
     model = conditioner.model
     state = weights.halve(model, {n: v for n, v in model.state_dict().items() if n.startswith(_WITHOUT_TEXT)})
     config = {"view": conditioner.view, "clip": model.clip_config, "words": texts}
-    return state | {"words": conditioner.text(texts)}, config
+    return state | {"words": conditioner.text(texts)} | _judge(conditioner), config
+
+
+def _judge(conditioner: Conditioner) -> dict[str, Tensor]:
+    return {} if conditioner.judge is None else {"judge": conditioner.judge}
 
 
 def conditioner_from(state: dict[str, Tensor], config: dict, source: str | Path = "conditioner") -> Conditioner:
@@ -195,9 +223,13 @@ def conditioner_from(state: dict[str, Tensor], config: dict, source: str | Path 
     shapes = {n: v.shape for n, v in model.state_dict().items() if texts is None or n.startswith(_WITHOUT_TEXT)}
     if texts is not None:
         shapes["words"] = torch.Size([len(texts), config["clip"]["embed_dim"]])
+    if "judge" in state:
+        shapes["judge"] = torch.Size([2 * config["clip"]["embed_dim"] + 1])
     check_layout(state, shapes, source)
-    model.load_state_dict({name: value for name, value in state.items() if name != "words"}, strict=texts is None)
-    return Conditioner(model, config["view"], None if texts is None else dict(zip(texts, state["words"], strict=True)))
+    own = {name: value for name, value in state.items() if name not in ("words", "judge")}
+    model.load_state_dict(own, strict=texts is None)
+    vocabulary = None if texts is None else dict(zip(texts, state["words"], strict=True))
+    return Conditioner(model, config["view"], vocabulary, state.get("judge"))
 
 
 def save_conditioner(conditioner: Conditioner, folder: Path) -> None:
@@ -209,7 +241,7 @@ def save_conditioner(conditioner: Conditioner, folder: Path) -> None:
     if conditioner.closed:
         state, config = conditioner_state(conditioner)
     else:
-        state = conditioner.model.state_dict()
+        state = conditioner.model.state_dict() | _judge(conditioner)
         config = {"view": conditioner.view, "clip": conditioner.model.clip_config}
     weights.write(Path(folder) / "conditioner.safetensors", state, config)
 

@@ -32,10 +32,12 @@ from llicm.registry import Codec
 from llicm.transforms import OPPONENT, cosines
 from llicm.vlm.captions import caption, subject
 from llicm.vlm.clip import WORDS, degradation_text, make_clip, preprocess, tokenize
+from llicm.vlm.conditioner import Conditioner
 from llicm.vlm.daclip import DACLIP, MAX_LOGIT_SCALE
 from llicm.vlm.losses import contrastive_loss, daclip_losses, text_labels
+from llicm.vlm.recognition import fit_judge
 
-__all__ = ["compressed", "mini_config", "train_mini"]
+__all__ = ["compressed", "mini_config", "train_mini", "with_judge"]
 
 
 def mini_config(
@@ -145,6 +147,29 @@ def train_mini(
         for value in model.parameters():
             value.copy_(value.half().float())
     return model.eval(), training.rows
+
+
+def with_judge(
+    conditioner: Conditioner, photos: Sequence[Tensor | Photo], tasks: Sequence[str], *, data: dict,
+    severity: Sequence[float], codec: Codec | None, seed: int, batches: int,
+) -> Conditioner:  # fmt: skip
+    """The conditioner with a judge (see `fit_judge`), fitted to so many batches of 16 crops, half of them clean.
+
+    Args: as of `train_mini`.
+    """
+    words, (low, high) = [word for task in tasks for word in (task, CLEAN)], severity
+    stream = PairStream(
+        photos, words, 2 * conditioner.model.image_size[0], 16, seed, data["dead_leaves_share"], (low, high),
+        data["pool"], data["refresh"], mixed=data["mixed"], graphics_share=data.get("graphics_share", 0.0),
+    )  # fmt: skip
+
+    def seen(step: int) -> tuple[Tensor, Tensor]:
+        batch = stream.batch(step)
+        wrong = torch.tensor([words[task] != CLEAN for task in batch.task.tolist()])
+        return compressed(batch.degraded, codec, Generator().manual_seed(seed * 1_000_003 + step)), wrong
+
+    fit_judge(conditioner, map(seen, range(batches)))
+    return conditioner
 
 
 class _Training:
