@@ -285,6 +285,13 @@ def test_a_user_error_is_one_sentence(project, error):
     assert not (project.folder / "out/a").exists()
 
 
+def test_a_kernel_that_is_done_is_not_asked_to_end(project):
+    """Asked, it stops between two steps of its own tasks, and says now and then that one of them was pending."""
+    project.notebook(WORK, "import atexit, pathlib\natexit.register(pathlib.Path('asked').touch)")
+    assert project.run().returncode == 0
+    assert not (project.folder / "asked").exists()
+
+
 def test_any_other_error_shows_its_traceback_and_keeps_the_partial_notebook(project):
     project.notebook(WORK, "def broken():\n    return 1 / 0\nbroken()")
     result = project.run()
