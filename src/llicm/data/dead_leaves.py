@@ -15,8 +15,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-__all__ = ["dead_leaves"]
-
 _OVERSAMPLING = 1.5  # rendered this much larger, then reduced: soft edges at little cost
 _SMALLEST = (0.01, 0.06)  # the least radius as a share of the side; drawn for each image: fine to calm
 _LARGEST = 1.0

@@ -18,8 +18,6 @@ from llicm.data.photo import Photo
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, camera_noise, degrade, degrade_at_once
 from llicm.errors import UserError
 
-__all__ = ["Batch", "PairStream"]
-
 
 class Batch(NamedTuple):
     """One training batch; images are (N, 3, crop, crop) float32 in [0, 1].

@@ -30,8 +30,6 @@ from llicm.strips import by_strips, fits
 from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context, embedding_lengths
 
-__all__ = ["DirectRestorer"]
-
 # An Adam step moves the output of a head by about lr x fan-in x activation: with 9 x 128 inputs far more than the
 # error of brightness that matters at 30 dB. A small factor behind the affine head keeps nearly clean images safe.
 AFFINE_SCALE = 0.1

@@ -38,8 +38,6 @@ from llicm.restore.unet import ConditionalUNet, Conditioning
 from llicm.transforms import LappedDCT, squash
 from llicm.vlm.context import Context, embedding_lengths
 
-__all__ = ["LOSSES", "IRSDERestorer"]
-
 LOSSES = ("noise", "paper", "x0")
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from llicm.restore.irsde import IRSDERestorer
 from llicm.vlm.checkpoint import check_layout, read_checkpoint, write_checkpoint
 
-__all__ = ["convert_universal_ir", "irsde_from_state", "load_universal_ir"]
-
 # ViT-B/32's embeddings; all else are the restorer's defaults.
 UNIVERSAL_IR: dict[str, Any] = {"context": {"degradation": 512, "content": 512}}
 

@@ -30,8 +30,6 @@ from torch import Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["MODES", "PREDICTIONS", "SCHEDULES", "MeanRevertingSDE"]
-
 MODES = ("posterior", "deterministic", "sde", "ode")
 PREDICTIONS = ("noise", "x0")
 SCHEDULES = ("cosine", "linear", "constant")

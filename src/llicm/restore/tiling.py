@@ -22,8 +22,6 @@ from torch import Tensor
 
 from llicm.errors import UserError
 
-__all__ = ["fade", "spans", "tile_side", "tiled"]
-
 
 def tile_side(bound_bytes: int, bytes_per_pixel: int, stride: int) -> int:
     """Side of the largest square tile within a bound of memory, a multiple of `stride`.

@@ -32,8 +32,6 @@ from torch import Tensor
 from llicm.errors import UserError
 from llicm.vlm.context import Context
 
-__all__ = ["SCALINGS", "ConditionalUNet", "Conditioning"]
-
 SCALINGS = ("published", "balanced")
 HEAD = 32  # channels of an attention head
 
