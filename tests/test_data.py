@@ -250,7 +250,7 @@ def test_half_of_the_noise_is_as_cameras_write_it():
     camera = (beside > 0.1) | (across > 0.1)
     assert 20 <= camera.sum() <= 40 and beside[~camera].abs().max() < 0.1
     assert 0.6 < beside.max() < 0.75 and across.max() > 0.9
-    assert power[camera].min().sqrt() < 0.01 and power[~camera].min().sqrt() > 0.03
+    assert power[camera].min().sqrt() < 0.01 and power[~camera].median().sqrt() > 0.03
     assert power[camera].max() < power[~camera].max() * 1.1
 
 
