@@ -27,13 +27,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, machine, table
+from common import ROOT, credits, machine, table
 from PIL import Image
 from torch import Tensor
 
 from llicm.benchmark.bdrate import bd
 from llicm.codec.conventional import find_codec
-from llicm.data.catalogue import attributions, catalogue, known_sets
+from llicm.data.catalogue import attributions
 from llicm.data.stream import Batch
 from llicm.files import atomic_folder, write_json
 from llicm.framework import LLICM
@@ -49,6 +49,7 @@ from llicm.weights import load_part, save_part
 
 QUALITIES = {"webp": (1, 5, 10, 20, 40, 60, 80), "heic": (8, 12, 16, 20, 24), "avif": (10, 25, 40, 55, 70, 80)}
 SCALES = (0.75, 0.5, 0.35)
+PUBLISHED = ROOT / "init/published"
 
 
 def read(folders: Sequence[Path]) -> list[Tensor]:
@@ -204,9 +205,9 @@ Kodak, every {every}photo, whole and clean, real files, means: {rates}.
 
 ## Beside it
 
-Byte for byte from `init/published`, where their cards are: `restorer.safetensors`, trained on photos that were not
-compressed, so for no codec; and `llicm.safetensors`, of which a study takes the vision-language model, which steers the
-restorer. That saw pictures behind WebP and behind the published study's codec, `mean-scale`.
+{restorer} `llicm.safetensors` is that of `init/published`, byte for byte; a study takes the vision-language
+model of it, which steers the restorer. That saw pictures behind WebP and behind the published study's codec,
+`mean-scale`.
 
 [lineage.json](lineage.json) has the command, the code's commit and the hashes of checkpoint, photos and weights.
 
@@ -219,31 +220,36 @@ Weights: Apache-2.0, like the code. Photos that they were trained on: {terms}.
 """
 
 
+AS_PUBLISHED = """`restorer.safetensors` is that of `init/published`, byte for byte: trained on photos that were not
+compressed, so for no codec."""
+OWN = "`restorer.safetensors` has a [card](restorer.md) of its own."
+
+
 def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: str) -> None:
     """Make a folder of weights that studies start from: this codec with card and lineage, the rest as published."""
-    found = {name: folder for folder in a.photos for name in sorted(known_sets(list_images(folder)))}
-    sets, done = [catalogue()[name] for name in found], taken.get("done", a.updates)
+    sets, found, terms = credits(a.photos)
+    done = taken.get("done", a.updates)
     arguments = f"--updates {a.updates} --lr {a.lr:g} --ema {a.ema:g}{' --compile' * a.compile} --threads {a.threads}"
-    credits = "\n".join(filter(None, map(attributions, found)))
-    terms = list(dict.fromkeys(entry.licence for entry in sets))
-    terms += ["each with its author in [photos.md](photos.md)"] if credits else []
+    authors = "\n".join(filter(None, map(attributions, found)))
     with atomic_folder(a.publish) as new:
         new.mkdir()
         save_part(codec, new / "rdo.safetensors")
-        for name in ("restorer", "llicm"):
-            shutil.copyfile(ROOT / "init/published" / f"{name}.safetensors", new / f"{name}.safetensors")
-        if credits:
-            (new / "photos.md").write_text(f"# Photos that were trained on\n\n{credits}", encoding="utf-8")
+        for name, folder in {"restorer": a.restorer or PUBLISHED, "llicm": PUBLISHED}.items():
+            shutil.copyfile(folder / f"{name}.safetensors", new / f"{name}.safetensors")
+        if a.restorer:
+            shutil.copyfile(a.restorer / "restorer.md", new / "restorer.md")
+        if authors:
+            (new / "photos.md").write_text(f"# Photos that were trained on\n\n{authors}", encoding="utf-8")
         sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(new.glob("*.safetensors"))}
         card = CARD.format(
             name=a.codec, parameters=sum(p.numel() for p in codec.parameters()), sha256=sums["rdo.safetensors"],
             size=(new / "rdo.safetensors").stat().st_size, machine=machine(), every=ordinal(a.every),
             architecture=", ".join(f"{key} {value}" for key, value in codec.config.items() if key != "name"),
-            photos=taken["photos"], sets="; ".join(f"{entry.title} ({entry.source})" for entry in sets),
+            photos=taken["photos"], sets=sets,
             updates=f"{done:,} of {a.updates:,}" if done < a.updates else f"{done:,}", lr=a.lr, ema=a.ema,
             unfinished=", which it has not reached" if done < a.updates else "", measured=measured,
             rates="; ".join(f"BD-rate against {name} {rate:+.1f}%" for name, rate in rates.items() if rate is not None),
-            terms=", ".join(terms),
+            terms=terms, restorer=OWN if a.restorer else AS_PUBLISHED,
         )  # fmt: skip
         (new / "rdo.md").write_text(card, encoding="utf-8")
         lineage = {
@@ -252,6 +258,8 @@ def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: st
             "checkpoint": hashlib.sha256(a.checkpoint.read_bytes()).hexdigest() if a.checkpoint else None,
             "photos": {name: digest(folder) for name, folder in found.items()}, "weights": sums,
         }  # fmt: skip
+        if a.restorer:
+            lineage["restorer"] = json.loads((a.restorer / "restorer-lineage.json").read_text(encoding="utf-8"))
         write_json(lineage, new / "lineage.json")
 
 
@@ -278,6 +286,7 @@ def main() -> None:
     parser.add_argument("--now", action="store_true", help="evaluate the last checkpoint; train nothing")
     parser.add_argument("--checkpoint", type=Path, help="with --now: this one, whatever code wrote it")
     parser.add_argument("--publish", type=Path, help="make this folder of weights that studies start from")
+    parser.add_argument("--restorer", type=Path, help="with --publish: what bench/restorer.py made, for the published")
     parser.add_argument("--commit", help="of the code that trained, for the lineage")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)

@@ -2,6 +2,7 @@
 """What the scripts of this folder share. Each measures one thing and writes the table of a page in docs/."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llicm.codec.learned import LearnedCodec
+from llicm.data.catalogue import attributions, catalogue, known_sets
 from llicm.files import write_atomically
 from llicm.images import list_images, read_image
 from llicm.model import load_model
@@ -37,6 +39,15 @@ def machine() -> str:
     model = names[0] if names else platform.processor() or platform.machine()
     packages = ", ".join(f"{name} {versions.version(name)}" for name in ("torch", "compressai", "constriction"))
     return f"{model}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}"
+
+
+def credits(folders: Sequence[Path]) -> tuple[str, dict[str, Path], str]:
+    """For a card: the known sets of photos in these folders in words, their folders by name, and their terms of use."""
+    found = {name: folder for folder in folders for name in sorted(known_sets(list_images(folder)))}
+    sets = [catalogue()[name] for name in found]
+    terms = list(dict.fromkeys(entry.licence for entry in sets))
+    terms += ["each with its author in [photos.md](photos.md)"] if any(map(attributions, found)) else []
+    return "; ".join(f"{entry.title} ({entry.source})" for entry in sets), found, ", ".join(terms)
 
 
 def _cpuinfo() -> list[str]:
