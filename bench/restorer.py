@@ -158,8 +158,8 @@ def main() -> None:
     card = CARD.format(
         parameters=sum(p.numel() for p in restorer.parameters()), size=path.stat().st_size, sha256=sha256,
         photos=len(photos), sets=sets, tasks=", ".join(tasks), mild=SEVERITY[0], severe=SEVERITY[1],
-        updates=trainer.step, lr=a.lr, ema=a.ema, machine=machine(), tests=len(tests), test=a.test.name, measured=table(rows),
-        terms=terms,
+        updates=trainer.step, lr=a.lr, ema=a.ema, machine=machine(), tests=len(tests), test=a.test.name,
+        measured=table(rows), terms=terms,
     )  # fmt: skip
     (a.out / "restorer.md").write_text(card, encoding="utf-8")
     lineage = {
