@@ -69,7 +69,8 @@ in the metadata, weights of convolutions and linear layers are 8-bit with one un
 ## Measured
 
 PSNR in dB on {tests} photos ({test}) that it has not seen, cut to 256 pixels, and on one generated graphic of each
-kind; `worst` is the lowest of a clean picture. The rows "start" are of the weights that it started from.
+kind (clean pictures have at most 80 dB): as they come, restored by the weights that it started from, and by these; and
+the worst picture of either.
 
 {measured}
 
@@ -104,10 +105,8 @@ def measure(restorer, conditioner, tasks: Sequence[str], photos: Sequence[Tensor
                 x = quantize8(degrade(task, ideal, severity, generator).clamp(0, 1))
             before.append(float(psnr(x, ideal)))
             after.append(float(psnr(quantize8(system.enhance(x).clamp(0, 1)), ideal)))
-        row = {"set": task, "severity": severity, "before": np.mean(before), "after": np.mean(after)}
-        if severity is None:
-            row["worst"] = np.min(after)
-        rows.append({key: round(float(v), 2) if isinstance(v, float) else v for key, v in row.items()})
+        quality = {"before": np.mean(before), "after": np.mean(after), "worst": np.min(after)}
+        rows.append({"set": task, "severity": severity} | {key: round(float(v), 2) for key, v in quality.items()})
     return rows
 
 
@@ -140,17 +139,22 @@ def main() -> None:
         LLICM(None, restorer, conditioner), ["restorer"], Objective(**objective), stream, tasks, steps=a.updates,
         warmup=100, lr=a.lr, max_grad_norm=1.0, precision="bf16", seed=0, log_every=100, average=a.ema, hint_share=0.1,
     )  # fmt: skip
+    tests = read([a.test])[:: a.every]
+    start = measure(restorer.eval(), conditioner, tasks, tests)
     if (saved := checkpoint.load()) is not None:
         trainer.restore(saved)
     started, first = time.process_time(), trainer.step
-    tests = read([a.test])[:: a.every]
-    rows = [{"weights": "start"} | row for row in measure(restorer, conditioner, tasks, tests)] if not first else []
     if not a.now:
-        trainer.run(None, checkpoint, 250)
+        trainer.run(None, checkpoint, 200)
     pace = (time.process_time() - started) / max(trainer.step - first, 1)
     trainer.use_average()
     restorer.eval()
-    rows += [{"weights": f"{trainer.step:,} updates"} | row for row in measure(restorer, conditioner, tasks, tests)]
+    rows = [
+        {
+            "set": own["set"], "severity": own["severity"] or "", "degraded": own["before"], "start": old["after"],
+            "restored": own["after"], "worst, start": old["worst"], "worst": own["worst"],
+        } for old, own in zip(start, measure(restorer, conditioner, tasks, tests), strict=True)
+    ]  # fmt: skip
     path = a.out / "restorer.safetensors"
     save_part(restorer, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
