@@ -157,6 +157,12 @@ class Training(_Group):
     """Updates between two rows of the training log, each the mean over them."""
     checkpoint_every: Annotated[int, Field(ge=0)]
     """Updates between two checkpoints, a multiple of log_every; 0 for none."""
+    accumulate: Positive = 1
+    """Equal shares of an update's crops: processes divide them among them, one process takes one after the other. A
+    multiple of the number of processes."""
+    launch: Text = "here"
+    """What starts the processes of training: 'here' for this one alone, or a command, such as `torchrun
+    --nproc-per-node 4` or `sbatch --wait --nodes 2 slurm/train.sh`."""
 
 
 class Objective(_Group):
@@ -258,6 +264,8 @@ class Evaluate(_Group):
     """Quality metrics by the names of llicm.benchmark.metrics."""
     workers: Positive
     """Processes that evaluate at the same time."""
+    scheduler: Text | None = None
+    """Address of a Dask scheduler whose workers evaluate, such as `tcp://node1:8786`; null for processes here."""
     weights: Text | None
     """Folder with the weight files of metrics that need some (lpips, dists, ...), laid out as the caches of torch hub
     and Hugging Face below 'hub'; relative to this file's folder or absolute; null for the usual caches."""

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training a model of the study: for the notebook, the command line and tests."""
+"""Training a model of the study: for the notebook, the command line and tests.
 
+In this process, or in those that another program starts, which `training.launch` names. Each of them runs
+`python -m llicm.pipeline.training FILE`.
+"""
+
+import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -14,19 +23,30 @@ from llicm.errors import UserError
 from llicm.files import write_json
 from llicm.methods import NONE
 from llicm.objectives import EQUAL_PSNR
-from llicm.parameters import Parameters, change, read
+from llicm.parameters import Parameters, change, part_of, read
 from llicm.pipeline.stage import Stage
-from llicm.training.loop import Trainer
 from llicm.training.models import train_model
 
 
-def train_stage(stage: Stage, out: Path | None = None) -> Trainer:
+class Trained(NamedTuple):
+    """The log of a training, its tasks, and the seconds of "data" and "update"."""
+
+    rows: list[dict]
+    tasks: Sequence[str]
+    seconds: dict[str, float]
+
+
+def train_stage(stage: Stage, out: Path | None = None) -> Trained:
     """Train the model that the stage is called by (see `train_model`); weights go to `out`, by default
     artifacts/models/<name>.
 
     An interrupted run goes on from its checkpoint, which lies outside the outputs, and ends in the same bytes.
     """
     parameters, name = stage.parameters, stage.item
+    out = out or stage.output(f"artifacts/models/{name}")
+    if parameters.training.launch != "here" and "LOCAL_RANK" not in os.environ:
+        return _launch(stage, out)
+    main = int(os.environ.get("RANK", 0)) == 0
     model = parameters.models[name]
     torch.set_num_threads(parameters.threads)
     photos, models = stage.folder / parameters.photos, stage.folder / "artifacts" / "models"
@@ -38,15 +58,60 @@ def train_stage(stage: Stage, out: Path | None = None) -> Trainer:
     settings = _settings(parameters, name)
     corpus = load_photos(photos, stage.scratch / "photos")
     checkpoint = stage.checkpoint(settings, [photos, stage.init, *([paired] if paired else []), *started])
-    print(f"model {name}: trains {', '.join(model.trains)} on {len(corpus.train)} photos", file=sys.stderr)
-    return train_model(
+    if main:
+        print(f"model {name}: trains {', '.join(model.trains)} on {len(corpus.train)} photos", file=sys.stderr)
+    trainer = train_model(
         name, parameters, photos=list(corpus.train.kept.values()), models=models,
         paired=read_training_pairs(paired, model.tasks or parameters.tasks) if paired else None,
-        out=out or stage.output(f"artifacts/models/{name}"), init=stage.init, checkpoint=checkpoint,
+        out=out, init=stage.init, checkpoint=checkpoint,
     )  # fmt: skip
+    return Trained(trainer.rows, trainer.tasks, trainer.seconds)
 
 
-def training_log(stage: Stage, trainer: Trainer) -> tuple[pd.DataFrame, dict]:
+def _launch(stage: Stage, out: Path) -> Trained:
+    """Train in the processes of another program, which read what to do from a file and answer in another."""
+    command = stage.parameters.training.launch
+    given = stage.parameters.model_dump()
+    given["training"]["launch"] = "here"
+    file = (stage.scratch / f"launch-{stage.item}.json").absolute()
+    answer = file.with_suffix(".done.json")
+    answer.unlink(missing_ok=True)
+    told = {"stage": stage.name, "parameters": given, "folder": stage.folder, "out": stage.out, "weights": out}
+    write_json({k: str(v) if isinstance(v, Path) else v for k, v in told.items()}, file)
+    source = str(Path(__file__).resolve().parents[2])
+    paths = {"PYTHONPATH": source, "PATH": str(Path(sys.executable).parent)}  # torchrun of this environment
+    paths = {name: os.pathsep.join([path, *filter(None, [os.environ.get(name)])]) for name, path in paths.items()}
+    try:
+        ended = subprocess.run(
+            [*shlex.split(command), "-m", "llicm.pipeline.training", str(file)], env=os.environ | paths
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"params.yaml: training.launch, {command}: {error}; correct it") from None
+    found = json.loads(answer.read_text()) if answer.is_file() else {}
+    if "error" in found:
+        raise UserError(found["error"])
+    if ended.returncode or not found:
+        raise UserError(
+            f"{command}: ended with exit code {ended.returncode} and without weights; what it said is above, or in its "
+            "own log; run the same command again, and it goes on from the last checkpoint"
+        )
+    return Trained(**found)
+
+
+def _work(file: Path) -> None:
+    """What each of the launched processes does."""
+    told, answer = json.loads(file.read_text()), file.with_suffix(".done.json")
+    stage = Stage(told["stage"], part_of(told["parameters"]), told["folder"], Path(told["out"]))
+    try:
+        found = train_stage(stage, Path(told["weights"]))._asdict()
+    except UserError as error:
+        write_json({"error": str(error)}, answer)
+        sys.exit(f"error: {error}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_json(found, answer)
+
+
+def training_log(stage: Stage, trainer: Trained) -> tuple[pd.DataFrame, dict]:
     """Write results/training/<name>.csv and .json; returns the log, and the summary of its last row."""
     log = pd.DataFrame(trainer.rows)
     last = log.iloc[-1]
@@ -102,4 +167,9 @@ def _settings(parameters: Parameters, name: str) -> dict:
     model = parameters.models[name]
     groups = {"data": parameters.data, "training": parameters.training, "model": model}
     groups["objective"] = parameters.objectives[model.objective]
-    return {"seed": parameters.seed, "tasks": parameters.tasks, **{k: v.model_dump() for k, v in groups.items()}}
+    settings = {k: v.model_dump(exclude={"launch"}) for k, v in groups.items()}
+    return {"seed": parameters.seed, "tasks": parameters.tasks, **settings}
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

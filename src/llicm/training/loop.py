@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One loop for everything that is trained: codec, restorer, adapted restorer, and LL-ICM."""
+"""One loop for everything that is trained: codec, restorer, adapted restorer, and LL-ICM.
+
+The crops of an update are in equal shares, which the processes of torchrun or `accelerate launch` divide among them;
+one process takes one after the other. Data and random numbers of a share depend on its number alone, so the weights do
+not depend on how many processes there are, but for the order of sums.
+"""
 
 import json
 import math
@@ -12,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -56,7 +62,7 @@ class Trainer:
         system: codec, restorer or both, with what steers and what precedes them.
         trains: which of "codec", "restorer" to update.
         objective: the loss.
-        stream: training pairs by step.
+        stream: training pairs by number: a share of an update at a time.
         tasks: names of the stream's tasks, for the log.
         steps, warmup: schedule in updates (see `learning_rate`). lr: peak learning rate.
         first: update to begin with, for a model that goes on from pretraining.
@@ -64,18 +70,19 @@ class Trainer:
         hint_share: share of the crops whose degradation is named in words, so that users can name it later.
         transcoder: codecs in place of the system's own, which it then lacks; or None.
         precision: "bf16", "fp32", or "auto" (bf16 where the processor gains by it).
+        accumulate: shares of an update, a multiple of the number of processes.
         average: decay of the moving average of the weights that `use_average` puts in their place; 0 for none.
         seed: of the quantisation noise, the levels and the hints. log_every: updates between two rows of the log.
 
     Raises:
-        UserError: `trains` names another part.
+        UserError: `trains` names another part, or the processes cannot share an update equally.
     """
 
     def __init__(
         self, system: LLICM, trains: Sequence[str], objective: Objective, stream: PairStream, tasks: Sequence[str], *,
         steps: int, warmup: int, lr: float, max_grad_norm: float, precision: str, seed: int, log_every: int,
         first: int = 0, hint_share: float = 0.0, transcoder: Transcoder | None = None,
-        average: float = 0.0,
+        average: float = 0.0, accumulate: int = 1,
     ):  # fmt: skip
         wrong = sorted(set(trains) - {"prefilter", "codec", "restorer"})
         if wrong:
@@ -86,6 +93,13 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision)
         )
+        processes = self.accelerator.num_processes
+        if accumulate % processes:
+            raise UserError(
+                f"params.yaml: training.accumulate is {accumulate}, but there are {processes} processes; make it a "
+                "multiple of their number"
+            )
+        self.accumulate, self.shares = accumulate, accumulate // processes
         self.system, self.objective, self.stream, self.tasks = system, objective, stream, tasks
         self.max_grad_norm, self.seed, self.log_every, self.hint_share = max_grad_norm, seed, log_every, hint_share
         self.transcoder = transcoder
@@ -103,10 +117,17 @@ class Trainer:
         self.trained = [p for part in self.parameters.values() for p in part]
         optimizer = torch.optim.Adam(self.trained, lr=lr, betas=(0.9, 0.99), foreach=True)
         self.decay, self.average = average, [p.detach().clone() for p in self.trained] if average else []
-        self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
+        # Gradients are averaged here: of a system only the trained parts have some, and a prefilter runs by itself.
+        self.model = self.accelerator.prepare_model(system, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.step, self.rows, self.window = first, [], []  # type: int, list[dict], list[dict]
         self.pretrained: dict[str, dict[str, Tensor]] | None = None
         self.seconds = {"data": 0.0, "update": 0.0}
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.accelerator.is_main_process
 
     @property
     def steps(self) -> int:
@@ -123,14 +144,14 @@ class Trainer:
         self.system.eval()
         for part in self.parts.values():
             part.train()
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", file=sys.stderr)
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", file=sys.stderr, disable=not self.main)
         while self.step < until:
             row = self._update()
             bar.update()
             if row is not None:
                 self.rows.append(row)
                 bar.set_postfix_str(f"loss {row['loss']:.3g} bpp {row['bpp']:.2f}")
-            if checkpoint is not None and checkpoint_every and self.step % checkpoint_every == 0:
+            if checkpoint is not None and self.main and checkpoint_every and self.step % checkpoint_every == 0:
                 checkpoint.save(self.state())
         bar.close()
         self.system.eval()
@@ -138,17 +159,38 @@ class Trainer:
 
     def _update(self) -> dict | None:
         started = time.perf_counter()
-        # In this process: on few cores a loader of its own takes more from the update than it gives (measured).
-        # A stream on a GPU only queues its work there, and so does all below up to the end of the window.
-        batch = self.stream.batch(self.step)
-        device = self.accelerator.device
-        x, ideal = (t.to(device, memory_format=torch.channels_last) for t in (batch.degraded, batch.ideal))
-        loaded = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, **self.schedule)
-        # The quantisation noise of compressai is drawn from the global generator: seed it per step, and give it back.
+        loading = self.seconds["data"]
+        first = self.step * self.accumulate + self.accelerator.process_index * self.shares
+        for number in range(first, first + self.shares):
+            self._learn(number)
+        self._average_gradients()
+        for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
+            self.accelerator.clip_grad_norm_(part, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.decay:  # slower than the mean of all weights so far, so that the first ones are soon forgotten
+            weights = [p.detach() for p in self.trained]
+            torch._foreach_lerp_(self.average, weights, 1 - min(self.decay, self.step / (self.step + 9)))
+        self.seconds["update"] += time.perf_counter() - started - (self.seconds["data"] - loading)
+        if self.step % self.log_every and self.step != self.steps:
+            return None
+        return self._close_window()
+
+    def _learn(self, number: int) -> None:
+        """Add the gradients of a share of an update."""
+        started = time.perf_counter()
+        # In this process: on few cores a loader of its own takes more from the update than it gives (measured).
+        # A stream on a GPU only queues its work there, and so does all below up to the end of the window.
+        batch = self.stream.batch(number)
+        device = self.accelerator.device
+        x, ideal = (t.to(device, memory_format=torch.channels_last) for t in (batch.degraded, batch.ideal))
+        self.seconds["data"] += time.perf_counter() - started
+        # The quantisation noise of compressai is drawn from the global generator: seed it by number, and give it back.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed * 1_000_003 + self.step)
+            torch.manual_seed(self.seed * 1_000_003 + number)
             level, lmbda = self._levels(len(x), device)
             first = self._hints(batch) if "prefilter" in self.parts else None
             prefiltered = x
@@ -163,22 +205,20 @@ class Trainer:
             with self.accelerator.autocast():
                 output = self.model(coded, level, hints, ideal, self.objective.fork, self.objective.diffusion)
             loss, bpp = self.objective(output, x, prefiltered, ideal, lmbda)
-            self.accelerator.backward(loss)
-        for part in self.parameters.values():  # each by itself: a restless codec must not slow the restorer
-            self.accelerator.clip_grad_norm_(part, self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.decay:  # slower than the mean of all weights so far, so that the first ones are soon forgotten
-            weights = [p.detach() for p in self.trained]
-            torch._foreach_lerp_(self.average, weights, 1 - min(self.decay, self.step / (self.step + 9)))
+            self.accelerator.backward(loss / self.shares)
         single = batch.task.where(batch.second < 0, -1)  # the log is by task; a mixed row is of none
         self.window.append(_measure(loss, bpp, output, x, ideal, single))
-        self.seconds["data"] += loaded - started
-        self.seconds["update"] += time.perf_counter() - loaded
-        if self.step % self.log_every and self.step != self.steps:
-            return None
-        return self._close_window()
+
+    def _average_gradients(self) -> None:
+        """Over all processes; a parameter that none has used stays without."""
+        if self.accelerator.num_processes == 1:
+            return
+        used = torch.tensor([float(p.grad is not None) for p in self.trained], device=self.accelerator.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
+        together = self.accelerator.reduce(torch.cat([used, *(g.flatten() for g in gradients)]), "mean")
+        used, *parts = together.split([len(gradients), *(g.numel() for g in gradients)])
+        for parameter, share, gradient in zip(self.trained, used.tolist(), parts, strict=True):
+            parameter.grad = gradient.view(parameter.shape) if share else None
 
     def _levels(self, n: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         codec: Any = self.system.codec
@@ -204,6 +244,8 @@ class Trainer:
         for number in ("loss", "bpp"):
             for r in rows:
                 r[number] = float(r[number])
+        if self.accelerator.num_processes > 1:
+            rows = gather_object([{k: v.cpu() if isinstance(v, Tensor) else v for k, v in r.items()} for r in rows])
         if not all(math.isfinite(r["loss"]) for r in rows):
             raise UserError(f"training diverged before step {self.step}: lower training.lr in params.yaml")
         row: dict[str, Any] = {"step": self.step}

@@ -81,6 +81,8 @@ def train_model(
     model, training, data, seed = parameters.models[name], parameters.training, parameters.data, parameters.seed
     if training.checkpoint_every % training.log_every:
         raise UserError("params.yaml: training.checkpoint_every must be a multiple of training.log_every")
+    if training.batch % training.accumulate:
+        raise UserError("params.yaml: training.batch must be a multiple of training.accumulate")
     torch.manual_seed(seed)
     tasks, vlm = model.tasks or parameters.tasks, Path(models) / "vlm"
     parts, from_nothing = _parts_of_start(name, model, Path(models), init)
@@ -96,14 +98,16 @@ def train_model(
     updates, pretraining = schedule(model, parameters)
     mild, severe = data.severity
     stream = PairStream(
-        photos, tasks, training.crop, training.batch, seed, data.dead_leaves_share, (mild, severe), data.pool,
-        data.refresh, paired, data.mixed, "cuda" if torch.cuda.is_available() else None, data.graphics_share,
+        photos, tasks, training.crop, training.batch // training.accumulate, seed, data.dead_leaves_share,
+        (mild, severe), data.pool, data.refresh * training.accumulate, paired, data.mixed,
+        "cuda" if torch.cuda.is_available() else None, data.graphics_share,
     )  # fmt: skip
     trainer = Trainer(
         system, model.trains, Objective(**parameters.objectives[model.objective].model_dump()), stream, tasks,
         steps=updates, first=pretraining if pretrained else 0, warmup=training.warmup, lr=training.lr,
         max_grad_norm=training.max_grad_norm, precision=training.precision, seed=seed, log_every=training.log_every,
         hint_share=1.0 if isinstance(system.conditioner, Oracle) else training.hint_share, transcoder=transcoder,
+        accumulate=training.accumulate,
     )  # fmt: skip
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
@@ -114,6 +118,8 @@ def train_model(
         # Kept in the checkpoint too: a pipeline that resumes has deleted the model's files.
         trainer.keep_pretrained()
     trainer.run(None, checkpoint, training.checkpoint_every)
+    if not trainer.main:
+        return trainer
     if keeps and trainer.pretrained is not None:
         for part_name, state in trainer.pretrained.items():
             save_part(parts[part_name], Path(out) / "pretrained.safetensors", state)
