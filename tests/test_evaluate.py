@@ -2,12 +2,17 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from small import ROOT
 
 from llicm.benchmark import evaluate
 from llicm.benchmark.evaluate import Plan, evaluate_group
@@ -93,14 +98,14 @@ def test_what_restoring_takes_from_clean_pictures_is_measured_before_and_behind_
     worker = {"plan": more, "runners": runners, "metrics": {"psnr": metric}}
     monkeypatch.setattr(evaluate, "_worker", worker)
     ideal = read_pairs(pairs, "val", "noisy")[0].ideal
-    rows = evaluate._measure("clean", Pair("a", ideal, ideal), True)["rows"]
+    rows = evaluate._measure(more, "clean", Pair("a", ideal, ideal), True)["rows"]
     values = {(row["method"], row["level"], row["metric"]): row["value"] for row in rows}
     for level in JPEG.levels:
         assert ("jpeg", level, "harm") not in values
         for name in ("jpeg>darker", "darker>jpeg"):
             lost = values["jpeg", level, "psnr"] - values[name, level, "psnr"]
             assert lost > 2 and values[name, level, "harm"] == pytest.approx(lost, abs=1e-3)
-    others = evaluate._measure("noisy@0.2", Pair("a", ideal, ideal), True)["rows"]
+    others = evaluate._measure(more, "noisy@0.2", Pair("a", ideal, ideal), True)["rows"]
     assert {row["metric"] for row in others} == {"psnr"}
 
 
@@ -158,3 +163,63 @@ def test_fid_over_the_test_set(pairs, tmp_path, monkeypatch):
     rows = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert [row[:2] for row in rows] == [("all", 5), ("all", 95)]
     assert rows[0][2] != rows[1][2] and min(row[2] for row in rows) > 0
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a Dask scheduler, and two workers of it: three programs of their own."""
+    pytest.importorskip("distributed")
+    place, programs = tmp_path / "scheduler.json", []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    common = [sys.executable, "-m", "distributed.cli"]
+    where = ["--scheduler-file", str(place), "--no-dashboard"]
+    for name in ("dask_scheduler", *["dask_worker"] * 2):
+        mine = ["--host", "127.0.0.1", "--port", "0"] if name == "dask_scheduler" else ["--nthreads", "1", "--no-nanny"]
+        command = [*common[:2], f"distributed.cli.{name}", *where, *mine]
+        programs.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL))
+    until = time.monotonic() + 60
+    while not place.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    yield json.loads(place.read_text())["address"], programs[1:]
+    for program in programs:
+        program.kill()
+        program.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_records_and_survives_a_worker(tmp_path, cluster, monkeypatch):
+    address, workers = cluster
+    coarse = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    photos = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bicubic").clamp(0, 1)
+    write_pairs({f"{n}": photo for n, photo in enumerate(photos)}, tmp_path / "pairs", ["noisy"], 0.5, 0, "val", None)
+    method = replace(JPEG, levels=tuple(range(5, 95, 3)))
+    here = replace(plan(tmp_path, "here", ("psnr",)), methods=[method])
+    expected = evaluate_group(here, tmp_path / "pairs", ["noisy"], 1)
+    monkeypatch.chdir(tmp_path)  # where the workers' folder is another
+    there = replace(plan(Path(), "there", ("psnr",)), methods=[method], keep=Path("keep"))
+
+    def end_one():
+        while not list((tmp_path / "keep").rglob("values.json")):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    killer = threading.Thread(target=end_one, daemon=True)
+    killer.start()
+    found = evaluate_group(there, Path("pairs"), ["noisy"], 1, scheduler=address)
+    killer.join(10)
+    assert workers[0].wait(10) == -signal.SIGKILL and workers[1].poll() is None
+    assert found == expected
+    streams = {path.relative_to(here.streams): path.read_bytes() for path in here.streams.rglob("*@*")}
+    assert {
+        path.relative_to(tmp_path / "there"): path.read_bytes() for path in (tmp_path / "there").rglob("*@*")
+    } == streams
+
+
+def test_a_cluster_that_cannot_be_had_is_one_sentence(pairs, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(evaluate, "_PATIENCE", 1)
+    with pytest.raises(UserError, match="evaluate.scheduler is tcp://127.0.0.1:9, but no Dask scheduler answers there"):
+        evaluate_group(plan(pairs, "streams"), pairs, ["noisy"], 1, scheduler="tcp://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match="needs Dask; pip install"):
+        evaluate_group(plan(pairs, "streams"), pairs, ["noisy"], 1, scheduler="tcp://127.0.0.1:9")

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the methods of one codec group on every test pair, in parallel processes of one thread each.
+"""Measure the methods of one codec group on every test pair, in parallel processes of one thread each: on this machine,
+or those of a Dask cluster.
 
 Nothing is computed twice: methods of a group share the file of X and the restored X (see `Runner.run`).
 An evaluation that was interrupted goes on: each pair's values are kept as soon as they are there.
 """
 
+import contextlib
+import functools
 import json
 import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -28,6 +32,7 @@ from llicm.benchmark.probes import estimated_bpp, kept_energy
 from llicm.benchmark.runners import Clock, load_runners
 from llicm.data.pairs import Pair, read_pairs
 from llicm.degradations import CLEAN
+from llicm.errors import UserError
 from llicm.files import json_text, write_atomically
 from llicm.images import write_png
 from llicm.methods import Method
@@ -58,10 +63,15 @@ class Plan:
     keep: Path | None = None
 
 
+_PATIENCE = 30  # seconds for a cluster to answer
 _worker: dict[str, Any] = {}
+_turn = threading.Lock()  # a worker of a cluster may have several threads
 
 
 def _start(plan: Plan) -> None:
+    """Load what the plan needs, which the worker keeps for the next pair."""
+    if _worker.get("plan") == plan:
+        return
     torch.set_num_threads(1)
     use_weights(plan.weights)
     names = [name for name in dict.fromkeys([*plan.metrics, *plan.extra_metrics]) if name not in SET_METRICS]
@@ -72,12 +82,18 @@ def _start(plan: Plan) -> None:
     )
 
 
-def _measure(task: str, pair: Pair, extra: bool) -> dict:
+def _measure(plan: Plan, task: str, pair: Pair, extra: bool) -> dict:
     """One pair through all methods: its rows, the seconds of restoring by method, and all seconds by what took them.
 
     Its bitstreams are written to a folder of its own.
     """
-    plan, began = _worker["plan"], time.time()
+    with _turn:
+        _start(plan)
+        return _measured(plan, task, pair, extra)
+
+
+def _measured(plan: Plan, task: str, pair: Pair, extra: bool) -> dict:
+    began = time.time()
     place = Path(task) / pair.name
     if plan.keep is not None and (plan.keep / place / "values.json").is_file():
         return json.loads((plan.keep / place / "values.json").read_text())
@@ -129,7 +145,7 @@ def _measure(task: str, pair: Pair, extra: bool) -> dict:
 
 def evaluate_group(
     plan: Plan, pairs: Path, tasks: Sequence[str], workers: int, *, extra: Sequence[str] = (),
-    images: int | None = None, timing: Path | None = None,
+    images: int | None = None, timing: Path | None = None, scheduler: str | None = None,
 ) -> list[dict]:  # fmt: skip
     """Records of every (method, task, image, level, metric) of a codec group, in that order.
 
@@ -141,24 +157,23 @@ def evaluate_group(
         timing: CSV file for the mean seconds that restoring an image takes on one thread, by method; or None. Not among
             the records, because it is not the same in every run. Beside it, `<name>.json` tells the seconds by what
             took them, and how busy the workers were.
+        scheduler: address of a Dask scheduler whose workers measure in place of processes here; they see the same
+            files. None for processes here.
 
     Raises:
-        UserError: missing pairs or weights, or an image too small for a metric.
+        UserError: missing pairs or weights, an image too small for a metric, or a cluster that cannot be had.
     """
     sets = [(task, False) for task in tasks] + [(name, True) for name in (extra if plan.extra_metrics else ())]
     jobs = [(task, pair, more) for task, more in sets for pair in _spread(read_pairs(pairs, "val", task), images)]
     # The longest first, so that no worker is left with a large image at the end.
     jobs.sort(key=lambda job: -job[1].ideal.numel())
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
+    places: dict[str, Any] = {n: getattr(plan, n) for n in ("models", "niqe_fit", "streams", "weights", "keep")}
+    places |= {name: Path(place).absolute() for name, place in places.items() if place is not None}
+    plan = replace(plan, **places)
     started = time.time()
-    context: BaseContext = get_context("spawn")
-    if plan.weights is None:
-        # One server imports the libraries and forks every worker, before any has started a thread. (With weights of its
-        # own a worker must know their place before it imports pyiqa.)
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.benchmark.runners", "pyiqa"])
-    with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
-        parts = list(tqdm(pool.map(_measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
+    with _executor(plan, workers, scheduler) as (pool, workers):
+        measure = functools.partial(_measure, plan)
+        parts = list(tqdm(pool.map(measure, *zip(*jobs, strict=True)), total=len(jobs), unit="image", file=sys.stderr))
     ended = time.time()
     rows = [row for part in parts for row in part["rows"]]
     rows += _of_sets(plan, pairs, rows, tasks)
@@ -171,6 +186,48 @@ def evaluate_group(
         write_atomically(timing.with_suffix(".json"), _efficiency(parts, started, ended, workers))
     order, places = [m.name for m in plan.methods], {name: number for number, (name, _) in enumerate(sets)}
     return sorted(rows, key=lambda r: (order.index(r["method"]), places[r["task"]], r["image"]))
+
+
+@contextlib.contextmanager
+def _executor(plan: Plan, workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
+    """What computes, and how many workers it has."""
+    if scheduler is not None:
+        with _cluster(scheduler) as client, client.get_executor(pure=False) as pool:
+            yield pool, len(client.scheduler_info(n_workers=-1)["workers"])
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
+    context: BaseContext = get_context("spawn")
+    if plan.weights is None:
+        # One server imports the libraries and forks every worker, before any has started a thread. (With weights of its
+        # own a worker must know their place before it imports pyiqa.)
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["llicm.benchmark.metrics", "llicm.benchmark.runners", "pyiqa"])
+    with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
+        yield pool, workers
+
+
+@contextlib.contextmanager
+def _cluster(scheduler: str) -> Iterator[Any]:
+    """A client of this Dask scheduler, once there is a worker. What a lost worker was measuring, another measures."""
+    try:
+        from distributed import Client, KilledWorker
+    except ImportError:
+        raise UserError("params.yaml: evaluate.scheduler needs Dask; pip install 'llicm[cluster]'") from None
+    try:
+        client = Client(scheduler, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: evaluate.scheduler is {scheduler}, but no Dask scheduler answers there ({error}); start one "
+            "with `dask scheduler`, or set it to null"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+            yield client
+        except TimeoutError:
+            raise UserError(f"{scheduler}: this Dask cluster has no workers; start some with `dask worker`") from None
+        except KilledWorker as error:
+            raise UserError(f"{scheduler}: a pair has ended several workers, as without memory ({error})") from None
 
 
 def _spread(found: list[Pair], count: int | None) -> list[Pair]:

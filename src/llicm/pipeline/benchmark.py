@@ -96,7 +96,7 @@ def run_benchmark(
         rows = evaluate_group(
             plan, work / "pairs", tasks if real else group.tasks or tasks, parameters.evaluate.workers,
             images=group.images,
-            timing=work / f"timing-{name}.csv",
+            timing=work / f"timing-{name}.csv", scheduler=parameters.evaluate.scheduler,
         )  # fmt: skip
         tables.append(work / "records" / f"{name}.csv")
         write_records(rows, tables[-1])

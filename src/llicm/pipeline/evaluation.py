@@ -22,7 +22,7 @@ def evaluate(stage: Stage) -> list[dict]:
     used = [pairs, fit, *(models / model for model in ("vlm", *group.models))]
     settings = {
         "seed": parameters.seed, "tasks": parameters.tasks, "extra": parameters.extra,
-        "evaluate": measured.model_dump(), "group": group.model_dump(),
+        "evaluate": measured.model_dump(exclude={"scheduler"}), "group": group.model_dump(),
     }  # fmt: skip
     checkpoint = stage.checkpoint(settings, used)
     plan = Plan(
@@ -32,7 +32,7 @@ def evaluate(stage: Stage) -> list[dict]:
     )  # fmt: skip
     records = evaluate_group(
         plan, pairs, group.tasks or parameters.tasks, measured.workers, extra=parameters.extra, images=group.images,
-        timing=stage.output(f".run/timing/{name}.csv"),
+        timing=stage.output(f".run/timing/{name}.csv"), scheduler=measured.scheduler,
     )  # fmt: skip
     checkpoint.done()
     return records
