@@ -61,7 +61,7 @@ check: data model ## lint, types, and the quick tests (two minutes)
 	$(LINT)
 	$(PYTEST) -m "not slow"
 
-lab: data ## open JupyterLab on the notebooks
+lab: data model ## open JupyterLab on the notebooks
 	.venv/bin/python -m jupyterlab notebooks
 
 readme: $(READY) ## write the README, the documents and the results pages from their templates and the results
@@ -75,7 +75,7 @@ checksums: ## record the results that are published in git and that no lock cove
 	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
 	  | xargs md5sum > published.md5
 
-report: $(READY) ## write documents, results, notebooks, lineage and API as a site, report/index.html
+report: data model ## write documents, results, notebooks, lineage and API as a site, report/index.html
 	.venv/bin/python -m llicm.provenance.site report
 
 smoke: data ## run the smoke profile in place (some 5 minutes)

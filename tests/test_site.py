@@ -373,6 +373,10 @@ def test_the_site_of_this_repository(tmp_path):
     assert documents | {f"docs/api/{module}.html" for module in modules} <= names
     front = found[tmp_path / "report/README.html"]
     assert documents <= set(front.links), "docs/menu.md lists every document"
+    for path in (ROOT / "notebooks/explore").glob("*.ipynb"):  # executed
+        page = found[tmp_path / f"report/notebooks/explore/{path.stem}.html"]
+        assert f"notebooks/explore/{path.stem}.html" in front.links and page.images
+        assert all(image["alt"] for image in page.images)
     for study in ("", "profiles/study/"):
         assert f"lineage/{study}results/figures/figure_4_psnr.png.html" in names
         assert f"{study}results/README.html" in front.links
