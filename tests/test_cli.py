@@ -736,7 +736,7 @@ def test_completion(tmp_path, monkeypatch, capsys):
 
     assert offered("de") == {"decompress", "degrade"} and offered("vlm", "") == {"convert"}
     assert offered("compress", "--b") == {"--bpp", "--bytes"} and offered("compress", "ph") == {"file"}
-    assert offered("restore", "--task", "") == set(TASKS)
+    assert offered("restore", "--task", "") == {*TASKS, "clean"}
     assert offered("restore", "--task", "noisy,ra") == {"noisy,rainy", "noisy,raindrop"}
     assert offered("evaluate", "--metrics", "ssim,ss") == set() and "ssim,psnr" in offered(
         "evaluate", "--metrics", "ssim,"
