@@ -62,6 +62,22 @@ def test_it_fetches(repository):
     assert make(repository) == (0, []) and (repository / "data/a.txt").read_text() == "a photo"
 
 
+def test_an_older_version_is_replaced_and_a_changed_one_is_not(repository, tmp_path):
+    make(repository)
+    newer = Path(shutil.copytree(repository, tmp_path / "newer"))
+    (newer / "data/a.txt").write_text("a better photo")
+    for command in ("add", "data"), ("push",):
+        call(newer, sys.executable, "-m", "dvc", *command, "-q")
+    shutil.copytree(newer / "dvcstore", repository / "dvcstore", dirs_exist_ok=True)
+    shutil.copyfile(newer / "data.dvc", repository / "data.dvc")
+    own = Path(shutil.copytree(repository, tmp_path / "own"))
+    assert make(repository) == (0, []) and (repository / "data/a.txt").read_text() == "a better photo"
+    (own / "data/b.txt").unlink()
+    (own / "data/b.txt").write_text("my own")
+    code, (line,) = make(own)
+    assert code and "data.dvc says; get back" in line and (own / "data/b.txt").read_text() == "my own"
+
+
 def test_an_archive_without_git(repository):
     shutil.rmtree(repository / ".git")
     code, (line,) = make(repository)

@@ -19,16 +19,20 @@ STORE = "restore the store with `git checkout dvcstore`, then run the same comma
 
 
 def pull(file: Path, root: Path = Path()) -> None:
-    """Fetch what a ``.dvc`` file names, unless it is there.
+    """Fetch what a ``.dvc`` file names, unless it is there. An older version, of which DVC has a copy, is replaced.
 
     Raises:
-        UserError: what is there is not what the file says, and stays as it is; DVC cannot fetch it, with its reason; or
+        UserError: what is there is neither and stays as it is; DVC cannot fetch it, with its reason; or
             the store has something else, which is then not left behind.
     """
     path, md5 = next(iter(stages_in((root / file).absolute())[0].outs.items()))
     cache = root / ".dvc" / "cache" / "files" / "md5"
+    command = [sys.executable, "-m", "dvc", "pull", str(file)]
     if path.exists():
-        if digest(path) != md5:
+        there = digest(path)
+        if there == md5:
+            return
+        if not (cache / there[:2] / there[2:]).is_file():
             wrong = _differing(path, md5, [cache, root / "dvcstore" / "files" / "md5"]) or {path.name: md5}
             gone = [name for name in wrong if not (path / name).exists()]
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -37,8 +41,7 @@ def pull(file: Path, root: Path = Path()) -> None:
                 f"{file}: {some}{more}: not as {file} says; get back what it names with `dvc checkout --force {file}` "
                 f"or `dvc pull --force {file}`, or adopt what is there with `dvc add {file.with_suffix('')}`."
             )
-        return
-    command = [sys.executable, "-m", "dvc", "pull", str(file)]
+        command.append("--force")
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         reason = _reason(done.stderr) or f"exit code {done.returncode}"
