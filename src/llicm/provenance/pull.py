@@ -32,7 +32,7 @@ def pull(file: Path, root: Path = Path()) -> None:
         there = digest(path)
         if there == md5:
             return
-        if not (cache / there[:2] / there[2:]).is_file():
+        if there is None or not (cache / there[:2] / there[2:]).is_file():
             wrong = _differing(path, md5, [cache, root / "dvcstore" / "files" / "md5"]) or {path.name: md5}
             gone = [name for name in wrong if not (path / name).exists()]
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
