@@ -68,7 +68,7 @@ def _table(found):
 def _markdown(app, what, name, obj, options, lines):
     """Tables and blocks of code in the text of a module as reStructuredText has them."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")  # napoleon takes what stands before a colon in the first line for a type
+        lines[:0] = ["..", ""]  # napoleon takes what stands before a colon in the first line that has text for a type
     if what == "module":
         text = re.sub(r"\n\n(?=    )", "\n\n::\n\n", "\n".join(lines))
         lines[:] = re.sub(r"(^\|.*\n)+", _table, text + "\n", flags=re.M).splitlines()

@@ -84,7 +84,8 @@ def state():
     """Place, size and time of all files of the repository but those that git and Python keep for themselves."""
     found = {}
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = set(folders) - {".git", "__pycache__", ".pytest_cache", ".venv"}
+        # hidden folders are for programs beside it: .git, .venv, .run of another command
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         for path in (os.path.join(folder, name) for name in names):
             about = os.lstat(path)
             found[path] = about.st_size, about.st_mtime_ns

@@ -18,7 +18,7 @@ from llicm.files import atomic_folder
 from llicm.provenance.pages import write_pages
 
 MARKER = ".buildinfo"  # Sphinx puts it there; a folder that holds it may be replaced
-FOLDERS = ("docs", "results", "profiles/*/results", "src", "notebooks/explore")
+FOLDERS = ("docs", "results", "profiles/*/results", "src", "slurm", "notebooks/explore")
 PLAIN = "---\nmyst:\n  disable_syntax: [html_block, html_inline]\n---\n\n"  # what a run has written is no HTML
 SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
 
