@@ -27,8 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, credits, machine, table
-from PIL import Image
+from common import ROOT, credits, machine, read, table
 from torch import Tensor
 
 from llicm.benchmark.bdrate import bd
@@ -50,12 +49,6 @@ from llicm.weights import load_part, save_part
 QUALITIES = {"webp": (1, 5, 10, 20, 40, 60, 80), "heic": (8, 12, 16, 20, 24), "avif": (10, 25, 40, 55, 70, 80)}
 SCALES = (0.75, 0.5, 0.35)
 PUBLISHED = ROOT / "init/published"
-
-
-def read(folders: Sequence[Path]) -> list[Tensor]:
-    """Photos (3, H, W) uint8 of folders, in the order of their names."""
-    files = [file for folder in folders for file in list_images(folder)]
-    return [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) for f in files]
 
 
 @torch.no_grad()

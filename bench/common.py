@@ -5,8 +5,10 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from llicm.codec.learned import LearnedCodec
@@ -39,6 +41,12 @@ def machine() -> str:
     model = names[0] if names else platform.processor() or platform.machine()
     packages = ", ".join(f"{name} {versions.version(name)}" for name in ("torch", "compressai", "constriction"))
     return f"{model}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {packages}"
+
+
+def read(folders: Sequence[Path]) -> list[Tensor]:
+    """Photos (3, H, W) uint8 of folders, in the order of their names."""
+    files = [file for folder in folders for file in list_images(folder)]
+    return [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) for f in files]
 
 
 def credits(folders: Sequence[Path]) -> tuple[str, dict[str, Path], str]:

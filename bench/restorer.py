@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, credits, machine, table
-from PIL import Image
+from common import ROOT, credits, machine, read, table
 from torch import Tensor
 
 from llicm.data.graphics import GRAPHICS, graphic
@@ -27,7 +26,7 @@ from llicm.data.stream import PairStream
 from llicm.degradations import CLEAN, degrade
 from llicm.files import write_json
 from llicm.framework import LLICM
-from llicm.images import list_images, quantize8
+from llicm.images import quantize8
 from llicm.model import load_model
 from llicm.objectives import Objective, psnr
 from llicm.parameters import load
@@ -82,15 +81,9 @@ Weights: Apache-2.0, like the code. Photos that they were trained on: {terms}.
 """
 
 
-def read(folders: Sequence[Path]) -> list[Tensor]:
-    """Photos (3, H, W) uint8 of folders, in the order of their names."""
-    files = [file for folder in folders for file in list_images(folder)]
-    return [torch.from_numpy(np.array(Image.open(f).convert("RGB"))).permute(2, 0, 1) for f in files]
-
-
 @torch.no_grad()
 def measure(restorer, conditioner, tasks: Sequence[str], photos: Sequence[Tensor]) -> list[dict]:
-    """PSNR in dB before and after of each task at each severity; of clean pictures, the share that lost 0.5 dB too."""
+    """PSNR in dB before and after of each task at each severity, and of clean pictures; and the worst after."""
     system, rows = LLICM(None, restorer, conditioner), []
     graphics = [graphic(kind, 256, torch.Generator().manual_seed(10**6 + i)) for i, kind in enumerate(GRAPHICS)]
     sets = {(task, s): photos for task in tasks if task != CLEAN for s in SEVERITIES}
