@@ -9,10 +9,13 @@ from llicm.provenance.git import git
 pytestmark = pytest.mark.slow
 
 
-def test_in_a_folder_of_its_own(tmp_path):
+@pytest.mark.parametrize("order", ["1", "2"])
+def test_in_a_folder_of_its_own(tmp_path, monkeypatch, order):
+    """Photos or code first: DVC takes stages that do not need each other in the order of a set of texts."""
+    monkeypatch.setenv("PYTHONHASHSEED", order)
     clone = Clone.of_the_work_tree(tmp_path / "study")
     parameter = "profiles/smoke/params.yaml:seed=3"
-    clone.dvc("exp", "run", "--temp", "-n", "tried", "-S", parameter, f"{SMOKE}:degrade")
+    clone.dvc("exp", "run", "--temp", "--pull", "-n", "tried", "-S", parameter, f"{SMOKE}:degrade")
     assert git(clone.folder, "status", "--porcelain") == "" and not (clone.folder / "data").exists()
     (ref,) = git(clone.folder, "for-each-ref", "--format=%(refname)", "refs/exps/**/tried").splitlines()
     assert "seed: 3" in git(clone.folder, "show", f"{ref}:profiles/smoke/params.yaml").splitlines()
