@@ -42,8 +42,9 @@ def by_strips(
             the maps: no strip is written before the next has been computed.
     """
     units, step = -(-maps[0].shape[2] // rows[0]), max(PIXELS // unit, 4 * reach, 1)
-    if into is None and (fits(units * unit) or step >= units):
-        return function(*maps)
+    if fits(units * unit) or step >= units:  # nothing is given back: the next call would take it again, page by page
+        whole = function(*maps)
+        return whole if into is None else into.copy_(whole[:, :, : into.shape[2]])
     waiting: list[tuple[Tensor, Tensor]] = []
     for start in range(0, units, step):
         give_back()

@@ -49,6 +49,7 @@ from llicm.codec.learned import (
     Block,
     HyperSynthesis,
     LearnedCodec,
+    Pointwise,
     Quantizer,
     Transform,
     bands,
@@ -59,7 +60,7 @@ from llicm.codec.priors import FactorisedPrior
 from llicm.integer import ACTIVATION_UNIT, IntegerConv, products, quantize_ste
 from llicm.registry import CODECS
 from llicm.strips import fits, give_back
-from llicm.transforms import BlockDCT, squash
+from llicm.transforms import BlockDCT, interleave, squash
 
 __all__ = ["ContextCodec", "LoopFilter", "group_sizes", "places"]
 
@@ -277,17 +278,17 @@ class LoopFilter(nn.Module):
     def __init__(self, features: int, width: int):
         super().__init__()
         self.enter, self.first = nn.Conv2d(12, width, 3, padding=1), Block(width)
-        self.down, self.features = nn.Conv2d(width, 2 * width, 2, stride=2), nn.Conv2d(features, 2 * width, 1)
+        self.down, self.features = nn.Conv2d(width, 2 * width, 2, stride=2), Pointwise(features, 2 * width)
         self.middle = Transform(Block(2 * width), Block(2 * width))
-        self.up, self.last = nn.Conv2d(2 * width, 4 * width, 1), Block(width)
+        self.up, self.last = Pointwise(2 * width, 4 * width), Block(width)
         self.leave = zeroed(nn.Conv2d(width, 12, 3, padding=1))
 
     def forward(self, x: Tensor, features: Tensor, level: Tensor) -> Tensor:
         """Picture (N, 3, H, W) around 0, features (N, C, H/4, W/4) and relative level (N,) to what to add."""
-        fine = self.first(self.enter(4 * F.pixel_unshuffle(x, 2)), level)
-        coarse = self.middle(self.down(fine) + self.features(features), level)
-        fine = self.last(fine + F.pixel_shuffle(self.up(coarse), 2), level)
-        return 0.1 * F.pixel_shuffle(self.leave(fine), 2)
+        fine = self.first(self.enter(F.pixel_unshuffle(x, 2).mul_(4)), level)
+        coarse = self.middle(self.down(fine).add_(self.features(features)), level)
+        fine = self.last(F.pixel_shuffle(self.up(coarse), 2).add_(fine), level)
+        return interleave(self.leave(fine), 2).mul_(0.1)
 
 
 @CODECS.register("context")
@@ -567,17 +568,23 @@ class ContextCodec(LearnedCodec):
         """Features (n, C) that decoded values add to the blocks `at` (n,), of which they are at these taps."""
         weight, bias, worth = self._integers(layer, taps)
         parts = [products(known.around(known.seen, some, layer.kernel, taps), weight, bias) for some in at.split(_ROWS)]
-        return _fixed(torch.cat(parts).mul_(worth))
+        # as `_fixed`, in place
+        out = _joined(parts).mul_(worth * _FEATURE_UNIT).clamp_(-_FEATURE_LIMIT, _FEATURE_LIMIT)
+        return out.round_().mul_(1 / _FEATURE_UNIT)
 
     def _predict(self, layer: Any, known: "_Known", at: Tensor, taps: Tensor) -> Tensor:
         """Linear prediction (n, channels) of means in 2^-12 of the spread for the blocks `at` (n,)."""
         (weight,) = self._integers(layer, taps)
         parts = [F.linear(known.around(known.sight, some, layer.kernel, taps), weight) for some in at.split(_ROWS)]
-        return torch.cat(parts).mul_(2.0 ** (_MEAN - _SIGHT - _WEIGHT)).add_(0.5).floor_()
+        return _joined(parts).mul_(2.0 ** (_MEAN - _SIGHT - _WEIGHT)).add_(0.5).floor_()
 
     def _synthesise(self, y: Tensor, level: Tensor) -> Tensor:
         place, x = self.relative_level(level), self.dct.inverse(y)
-        return x + self.loop(x, self.g_s(y / self.spread, place), place).float() + 0.5
+        return (x + self.loop(x, self.g_s(y / self.spread, place), place).float()).add_(0.5)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _Known:

@@ -25,10 +25,10 @@ from llicm.codec.effort import better, check_effort, refine
 from llicm.codec.entropy import SYMBOL_LIMIT, Decoder, Encoder, Tables
 from llicm.codec.priors import FactorisedPrior
 from llicm.errors import BitstreamError, UserError
-from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate, onednn
+from llicm.integer import ACTIVATION_UNIT, IntegerConv, activate
 from llicm.limits import as_pictures, check_size, is_grey
 from llicm.strips import by_strips
-from llicm.transforms import BlockDCT, squash
+from llicm.transforms import BlockDCT, alone, pointwise, squash
 from llicm.weights import round_parameters
 
 __all__ = [
@@ -55,7 +55,10 @@ def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions, conditioned on the level by FiLM (Perez et al., AAAI 2018)."""
+    """Residual block of two 3x3 convolutions, conditioned on the level by FiLM (Perez et al., AAAI 2018).
+
+    Of one picture that is only coded the sum is written over the input: a new map of that size costs time.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -67,13 +70,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.film(torch.stack([level, level.square()], 1))[..., None, None].chunk(2, 1)
-        if len(x) > 1 or x.dtype != torch.float32 or torch.is_grad_enabled() or not onednn(x):
+        if not alone(x):
             return x + self.conv2(F.gelu(self.conv1(x) * (1 + scale) + shift, approximate="tanh"))
         # of one picture FiLM goes into the weights; activation and sum are done while the products are at hand
         weight, bias = self.conv1.weight * (1 + scale[0, ..., None]), self.conv1.bias * (1 + scale[0, :, 0, 0])
-        convolve, how = torch.ops.mkldnn._convolution_pointwise, ([1, 1], [1, 1], [1, 1], 1)
-        inner = convolve(x, weight, bias + shift[0, :, 0, 0], *how, "gelu", [], "tanh")
-        return convolve.binary(inner, x, self.conv2.weight, self.conv2.bias, *how, "add", 1.0, None, [], None)
+        how = ([1, 1], [1, 1], [1, 1], 1)
+        inner = torch.ops.mkldnn._convolution_pointwise(x, weight, bias + shift[0, :, 0, 0], *how, "gelu", [], "tanh")
+        add = torch.ops.mkldnn._convolution_pointwise_.binary
+        return add(x, inner, self.conv2.weight, self.conv2.bias, *how, "add", 1.0, None, [], None)
+
+
+class Pointwise(nn.Conv2d):
+    """`pointwise` with trained weights."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
 
 
 class Transform(nn.ModuleList):
@@ -202,8 +216,8 @@ class LearnedCodec(BoundCodec):
         )  # fmt: skip
         self.decide = nn.Sequential(nn.Conv2d(M + 2 * N, 2 * N, 1), nn.GELU("tanh"), zeroed(nn.Conv2d(2 * N, 2 * M, 1)))
         self.g_s = Transform(
-            nn.Conv2d(M, 2 * N, 1), Block(2 * N), nn.Conv2d(2 * N, 8 * N, 1), nn.PixelShuffle(2),
-            Block(2 * N), nn.Conv2d(2 * N, 4 * N, 1), nn.PixelShuffle(2), Block(N),
+            Pointwise(M, 2 * N), Block(2 * N), Pointwise(2 * N, 8 * N), nn.PixelShuffle(2),
+            Block(2 * N), Pointwise(2 * N, 4 * N), nn.PixelShuffle(2), Block(N),
         )  # fmt: skip
         # The best uniform step of an orthonormal transform at high rate: lambda · 255² · step²/12 / 3 colours has the
         # slope of one bit a doubling, so step² = 36 / (lambda · 255² · 2 ln 2) (Gish, Pierce, IEEE Trans. IT 1968).
@@ -349,8 +363,8 @@ class LearnedCodec(BoundCodec):
         values, side = self._read(stream)[3], BlockDCT.STRIDE
 
         def synthesise(values: Tensor) -> Tensor:
-            x_hat = self._synthesise(self._steps(values) * inverse, at)[..., : stream.width].clamp(0, 1)
-            if not bool(torch.isfinite(x_hat).all()):
+            x_hat = self._synthesise(self._steps(values) * inverse, at)[..., : stream.width].clamp_(0, 1)
+            if not bool(torch.isfinite(x_hat.sum())):  # clamped values have a finite sum, but for NaN
                 raise BitstreamError("the file does not decode to finite pixels: its encoder was an incompatible one")
             return x_hat.mean(1, keepdim=True).expand_as(x_hat) if stream.grey else x_hat
 
@@ -384,7 +398,7 @@ class LearnedCodec(BoundCodec):
         """Code residuals of y piece by piece, with a check behind the first band if there are several."""
         several = len(bands(indexes.shape[1] // 4, indexes.shape[2] // 4)) > 1
         for number, (part, at) in enumerate(self._pieces(*indexes.shape[1:])):
-            self._put(encoder, indexes[part].flatten(1)[:, at], residual[part].flatten(1)[:, at])
+            self._put(encoder, *(whole[part].flatten(1).index_select(1, at) for whole in (indexes, residual)))
             if several and number == 0:
                 encoder.check()
 
