@@ -307,6 +307,8 @@ class Parameters(_Group):
     flat, then every third photo is for testing."""
     paired: Text | None
     """Folder of ready-made pairs, `{train,val}/<degradation>/{GT,LQ}/*`, to train on too, or null."""
+    sets: list[Text] = []
+    """Public sets of pairs, by their names in the catalogue, that must be in `paired` before anything runs."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     """Seed of everything random: degradations, dead leaves, initial weights, order of training data."""
     threads: Positive

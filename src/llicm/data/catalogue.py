@@ -91,7 +91,8 @@ def overlap(first: str, second: str) -> str | None:
     return next((entry["what"] for entry in _raw()["overlaps"] if {first, second} == set(entry["sets"])), None)
 
 
-def _entry(name: str) -> DataSet:
+def entry_of(name: str) -> DataSet:
+    """A dataset by name. Raises: UserError: it is not in the catalogue."""
     if name not in catalogue():
         raise UserError(f"{name}: not in the catalogue of datasets; choose one of {', '.join(catalogue())}.")
     return catalogue()[name]
@@ -127,7 +128,7 @@ def add(name: str, path: str | os.PathLike, root: str | os.PathLike) -> int:
         UserError: an unknown name, a missing folder, too few or too many pictures, or a picture whose checksum differs.
             The message names the file. Nothing is registered then.
     """
-    entry, folder = _entry(name), Path(path).resolve()
+    entry, folder = entry_of(name), Path(path).resolve()
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder.")
     kind = "originals" if _is_clone(entry, folder) else entry.kind
@@ -158,7 +159,7 @@ def prepare(name: str, clone: str | os.PathLike, out: str | os.PathLike, root: s
     Raises:
         UserError: an unknown name or one without originals, an original that is missing or differs, or `out` exists.
     """
-    entry, clone, out = _entry(name), Path(clone), Path(out)
+    entry, clone, out = entry_of(name), Path(clone), Path(out)
     if not entry.originals:
         raise UserError(f"{name}: its photos are used as they are; run `llicm data add {name} FOLDER`.")
     if out.exists():
@@ -188,7 +189,7 @@ def _scale_down(data: bytes, target: Path) -> None:
 
 def attributions(name: str) -> str:
     """What the licence of a set wants told: its photos with their authors, as Markdown; "" for sets of no such list."""
-    entry = _entry(name)
+    entry = entry_of(name)
     if not entry.originals:
         return ""
     made = "Scaled down where larger than a megapixel, and stored anew."
@@ -204,7 +205,7 @@ def folder_of(name: str, root: str | os.PathLike) -> Path:
     Raises:
         UserError: it is unknown, not registered, or no longer there; the message says what to do.
     """
-    entry, known = _entry(name), registry(root)
+    entry, known = entry_of(name), registry(root)
     if name not in known or not Path(known[name]["path"]).is_dir():
         raise UserError(
             f"{name}: no copy is registered in {Path(root) / 'registry.json'}. Get it from its source "
@@ -235,7 +236,7 @@ def split(train: str, test: str, out: str | os.PathLike, root: str | os.PathLike
         if shared := overlap(name, test):
             raise UserError(f"{name} cannot train what {test} is to test: {shared}. Choose another training set.")
     for name in (*parts["train"], test):
-        if _entry(name).kind != "photos":
+        if entry_of(name).kind != "photos":
             raise UserError(f"{name}: a set of pairs; name its folder as `paired` in params.yaml instead.")
     sources = {part: [file for name in names for file in _photos(name, root)] for part, names in parts.items()}
     if out.exists():
@@ -257,7 +258,7 @@ def split(train: str, test: str, out: str | os.PathLike, root: str | os.PathLike
 
 def _photos(name: str, root: str | os.PathLike) -> list[tuple[Path, str]]:
     """The files of a registered set of photos, and what to call them. Originals lie deep in a clone."""
-    folder, entry = folder_of(name, root), _entry(name)
+    folder, entry = folder_of(name, root), entry_of(name)
     if _is_clone(entry, folder):
         return [(folder / o.path, Path(file).stem + Path(o.path).suffix) for file, o in entry.originals.items()]
     return [(path, path.name) for path in list_images(folder)]

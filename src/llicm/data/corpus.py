@@ -78,14 +78,23 @@ def _split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
 def _read(paths: list[Path], folder: Path | None) -> dict[str, Photo]:
     photos: dict[str, Photo] = {}
     for name, path in by_stem(paths).items():
-        file = None if folder is None else folder / f"{_hash(path)}.npy"
-        photo = Photo(mapped(file, partial(_decode, path)), file)
+        photo = read_photo(path, folder)
         height, width = photo.shape[1:]
         if min(height, width) < SMALLEST_SIDE:
             least = f"at least {SMALLEST_SIDE} pixels a side"
             raise UserError(f"{path}: {width}x{height} pixels is too small; remove it or use photos of {least}.")
         photos[name] = photo
     return photos
+
+
+def read_photo(path: Path, keep: Path | None) -> Photo:
+    """A picture; what was read of it is kept in the folder `keep`, for the next run and for other processes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    file = None if keep is None else keep / f"{_hash(path)}.npy"
+    return Photo(mapped(file, partial(_decode, path)), file)
 
 
 def _decode(path: Path) -> torch.Tensor:

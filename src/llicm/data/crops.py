@@ -59,7 +59,8 @@ def _whole(crops: Sequence[Crop], side: int, device: torch.device) -> Tensor:
     pieces = []
     for crop in crops:
         top, left = crop.corner(side)
-        pieces.append(_at_least(crop.photo.on(device), side)[:, top : top + side, left : left + side])
+        pixels = crop.photo.on(device) if crop.colours else crop.photo.pixels  # ready-made pairs would fill the device
+        pieces.append(_at_least(pixels, side)[:, top : top + side, left : left + side].to(device))
     return torch.stack([as_floats(piece) for piece in pieces])
 
 

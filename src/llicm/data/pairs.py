@@ -8,12 +8,15 @@ degradations of one word there are sets of other names (see :func:`set_of`), as 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Generator, Tensor
 
+from llicm.data.corpus import read_photo
+from llicm.data.photo import Photo
 from llicm.degradations import CLEAN, IN_ORDER, degrade
 from llicm.errors import UserError
 from llicm.files import atomic_folder
@@ -26,6 +29,14 @@ class Pair(NamedTuple):
     name: str
     ideal: Tensor
     degraded: Tensor
+
+
+class TrainingPair(NamedTuple):
+    """The same as they are kept for training."""
+
+    name: str
+    ideal: Photo
+    degraded: Photo
 
 
 def set_of(name: str, severity: float) -> tuple[list[str], float]:
@@ -102,25 +113,32 @@ def read_pairs(root: str | os.PathLike, split: str, word: str) -> list[Pair]:
         UserError: a missing or empty folder, a degraded picture without its ideal one, two files of one stem,
             different sizes, or an unreadable file.
     """
-    folder = Path(root) / split / word
+    return [Pair(*found) for found in _read(Path(root) / split / word, read_image)]
+
+
+def _read(folder: Path, read: Callable[[Path], Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, ideal and degraded picture of each pair, as `read` has them."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of pairs; make it with the stage `degrade` or copy pairs there.")
     ideals, degraded = (by_stem(list_images(folder / kind)) for kind in ("GT", "LQ"))
-    pairs = []
     for name, path in degraded.items():
         if name not in ideals:
             raise UserError(f"{path}: no ideal picture {name}.* in {folder / 'GT'}; add it or remove this file.")
-        pair = Pair(name, read_image(ideals[name]), read_image(path))
-        if pair.ideal.shape != pair.degraded.shape:
-            (h1, w1), (h2, w2) = pair.ideal.shape[1:], pair.degraded.shape[1:]
+        pair = read(ideals[name]), read(path)
+        (h1, w1), (h2, w2) = (picture.shape[1:] for picture in pair)
+        if (h1, w1) != (h2, w2):
             sizes = f"{w2}x{h2} pixels, but its ideal picture {ideals[name]} has {w1}x{h1}"
             raise UserError(f"{path}: {sizes}; the two must be of one size.")
-        pairs.append(pair)
-    return pairs
+        yield name, *pair
 
 
-def read_training_pairs(root: str | os.PathLike, words: Iterable[str]) -> dict[str, list[Pair]]:
+def read_training_pairs(
+    root: str | os.PathLike, words: Iterable[str], keep: Path | None = None
+) -> dict[str, list[TrainingPair]]:
     """Ready-made training pairs ``<root>/train/<word>`` of those words that have such a folder.
+
+    Args:
+        keep: folder for what was read, mapped into memory (public sets have 100 GB); None to keep all in memory.
 
     Raises:
         UserError: see :func:`read_pairs`; also when `root` has no folder for any word, in neither split.
@@ -131,7 +149,12 @@ def read_training_pairs(root: str | os.PathLike, words: Iterable[str]) -> dict[s
             f"{root}: no folder of pairs for {', '.join(words)}; lay them out as {{train,val}}/<degradation>/{{GT,LQ}} "
             "or set `paired: null` in params.yaml."
         )
-    return {word: read_pairs(root, "train", word) for word in words if (Path(root) / "train" / word).is_dir()}
+    folders = {word: Path(root) / "train" / word for word in words}
+    return {
+        word: [TrainingPair(*found) for found in _read(folder, partial(read_photo, keep=keep))]
+        for word, folder in folders.items()
+        if folder.is_dir()
+    }
 
 
 def copy_pairs(source: str | os.PathLike, root: str | os.PathLike, word: str, max_side: int | None) -> int:

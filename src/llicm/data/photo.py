@@ -43,11 +43,21 @@ def mapped(path: Path | None, make: Callable[[], Tensor]) -> Tensor:
     """
     if path is None:
         return make()
-    with contextlib.suppress(FileNotFoundError, ValueError, EOFError):  # not there, or cut by a loss of power
-        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    with contextlib.suppress(FileNotFoundError, ValueError, EOFError, RuntimeError):  # not there, or cut short
+        return _map(path)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, make().contiguous().numpy())
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    return _map(path)
+
+
+def _map(path: Path) -> Tensor:
+    """NumPy's own maps each keep a file open, of which a process may have 1,024; a set has thousands."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        begin = file.tell()
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    return whole[begin:].view(getattr(torch, dtype.name)).view(shape)
 
 
 class Photo:

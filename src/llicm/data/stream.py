@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from llicm.data.crops import Crop, crops_at_once, cut
 from llicm.data.dead_leaves import dead_leaves
 from llicm.data.graphics import GRAPHICS, graphic
-from llicm.data.pairs import Pair
+from llicm.data.pairs import Pair, TrainingPair
 from llicm.data.photo import Photo
 from llicm.degradations import CLEAN, DEGRADATIONS, IN_ORDER, camera_noise, degrade, degrade_at_once
 from llicm.errors import UserError
@@ -71,7 +71,7 @@ class PairStream:
     def __init__(
         self, photos: Sequence[Tensor | Photo], tasks: Sequence[str], crop: int, batch: int, seed: int,
         dead_leaves_share: float, severity: tuple[float, float], pool: int, refresh: int,
-        paired: Mapping[str, Sequence[Pair]] | None = None, mixed: float = 0.0,
+        paired: Mapping[str, Sequence[Pair | TrainingPair]] | None = None, mixed: float = 0.0,
         device: torch.device | str | None = None, graphics_share: float = 0.0,
     ):  # fmt: skip
         low, high = severity

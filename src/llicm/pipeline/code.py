@@ -218,10 +218,14 @@ def write_code(root: Path, out: Path = Path("build")) -> None:
     """Write stripped notebooks and manifests for the params.yaml of the current folder.
 
     Raises:
-        UserError: see `llicm.parameters.load`, `check_folders` and `notebooks_of`; or the disk is full.
+        UserError: see `llicm.parameters.load`, `check_needs`, `check_folders` and `notebooks_of`; or the disk is full.
     """
     root = Path(root).resolve()
     parameters = load("params.yaml")
+    if parameters.sets or parameters.vlm.name != "mini":
+        from llicm.pipeline.needs import check_needs  # loads open_clip
+
+        check_needs(parameters)
     check_folders(parameters, root)
     notebooks = notebooks_of(root / "notebooks")
     for name, notebook in notebooks.items():

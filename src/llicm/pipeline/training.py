@@ -60,9 +60,10 @@ def train_stage(stage: Stage, out: Path | None = None) -> Trained:
     checkpoint = stage.checkpoint(settings, [photos, stage.init, *([paired] if paired else []), *started])
     if main:
         print(f"model {name}: trains {', '.join(model.trains)} on {len(corpus.train)} photos", file=sys.stderr)
+    words, keep = model.tasks or parameters.tasks, stage.scratch / "pairs"
     trainer = train_model(
         name, parameters, photos=list(corpus.train.kept.values()), models=models,
-        paired=read_training_pairs(paired, model.tasks or parameters.tasks) if paired else None,
+        paired=read_training_pairs(paired, words, keep) if paired else None,
         out=out, init=stage.init, checkpoint=checkpoint,
     )  # fmt: skip
     return Trained(trainer.rows, trainer.tasks, trainer.seconds)

@@ -94,11 +94,12 @@ class IRSDERestorer(nn.Module):
         memory: bytes that one call of the network may take, or None for no bound; images that need more are tiled (see
             `llicm.restore.tiling`). What is estimated is float32 without gradients.
         T, max_sigma, schedule, eps: of the equation (see `MeanRevertingSDE`).
+        weights: file of released weights to begin with (see `llicm.restore.released`); None for random ones.
 
     `steps`, `mode`, `seed` and `memory` are attributes that may be changed.
 
     Raises:
-        UserError: an argument is unknown or out of its range.
+        UserError: an argument is unknown or out of its range, or the weights cannot be read or do not fit.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class IRSDERestorer(nn.Module):
         level_conditioned: bool = False, steps: int = 100, mode: str = "posterior", predicts: str = "noise",
         scaling: str = "published", half: bool = False, heads: int = 4, shrinkage: bool = False, seed: int = 0,
         memory: int | None = None, T: int = 100, max_sigma: float = 50 / 255, schedule: str = "cosine",
-        eps: float = 0.005,
+        eps: float = 0.005, weights: str | None = None,
     ):  # fmt: skip
         super().__init__()
         if predicts not in PREDICTIONS:
@@ -126,6 +127,13 @@ class IRSDERestorer(nn.Module):
         if predicts == "x0":
             for parameter in self.unet.final_conv.parameters():
                 nn.init.zeros_(parameter)
+        self.pretrained = weights is not None
+        if weights is not None:
+            from llicm.vlm.checkpoint import check_layout, read_checkpoint  # loads open_clip
+
+            state = read_checkpoint(weights)
+            check_layout(state, {name: value.shape for name, value in self.unet.state_dict().items()}, weights)
+            self.unet.load_state_dict(state)
         # A call takes a quarter less on a CPU. (torch's types lack this argument.)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -14,7 +14,7 @@ from llicm.vlm.checkpoint import clip_from_state, daclip_from_state, load_daclip
 from llicm.vlm.clip import model_config
 from llicm.vlm.daclip import DACLIP
 
-__all__ = ["DACLIP_WEIGHTS", "load_vlm"]
+__all__ = ["DACLIP_REPOSITORY", "DACLIP_WEIGHTS", "load_vlm", "places_of"]
 
 DACLIP_REPOSITORY = "weblzw/daclip-uir-ViT-B-32-irsde"
 # (model, tag) -> name of the released file; one converted by `llicm vlm convert` under the same name goes first.
@@ -65,6 +65,20 @@ def _load(path: Path, config: dict) -> DACLIP:
     return (daclip_from_state if published else clip_from_state)(state, config, path)
 
 
+def places_of(name: str, pretrained: str, folder: str | Path) -> tuple[list[Path], str]:
+    """Where a model's weight file may be, best first, the last being where to put it; and its hub repository, "" for a
+    file that `pretrained` names.
+
+    Args, Raises: as `load_vlm`, but for what is in the file.
+    """
+    folder = Path(folder)
+    if pretrained.endswith(SUFFIXES):
+        return [folder / pretrained], ""
+    repository, wanted, files = _source(name.removeprefix("daclip_"), pretrained, model_config(name))
+    found = [place / file for place in (folder / repository.split("/")[1], folder) for file in files]
+    return [*found, folder / wanted], repository
+
+
 def load_vlm(name: str, pretrained: str, folder: str | Path) -> DACLIP:
     """A DA-CLIP by name, from a weight file in `folder`, on the CPU in eval mode.
 
@@ -78,15 +92,14 @@ def load_vlm(name: str, pretrained: str, folder: str | Path) -> DACLIP:
         UserError: no such model or weights; the file is absent (the message names the file, where to get it and where
             to put it), cannot be read, or does not fit the model.
     """
-    folder, config = Path(folder), model_config(name)
-    if pretrained.endswith(SUFFIXES):
-        return _load(folder / pretrained, config)
-    repository, wanted, files = _source(name.removeprefix("daclip_"), pretrained, config)
-    places = [folder / repository.split("/")[1], folder]
-    for path in (place / file for place in places for file in files):
+    config = model_config(name)
+    places, source = places_of(name, pretrained, folder)
+    for path in places:
         if path.is_file():
             return _load(path, config)
+    if len(places) == 1:  # which says that it is not there
+        return _load(places[0], config)
     raise UserError(
-        f"the weights '{pretrained}' of {name} are not in {folder}: get {wanted} from the Hugging Face repository "
-        f"{repository} and put it there"
+        f"the weights '{pretrained}' of {name} are not in {folder}: get {places[-1].name} from the Hugging Face "
+        f"repository {source} and put it there"
     )
