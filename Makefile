@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke bench safety memory exactness rate effort harm real clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke paper bench safety memory exactness rate effort harm real clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -81,6 +81,10 @@ report: data model ## write documents, results, notebooks, lineage and API as a 
 smoke: data ## run the smoke profile in place (some 5 minutes)
 	@.venv/bin/python -m llicm.provenance.repair_lock profiles/smoke
 	$(DVC) repro profiles/smoke/dvc.yaml
+
+paper: $(READY) ## run the study at the paper's size; says what must be put where first (docs/machines.md)
+	@.venv/bin/python -m llicm.provenance.repair_lock profiles/paper
+	$(DVC) repro profiles/paper/dvc.yaml
 
 bench: data model ## time encode, decode and enhance beside compressai's models (docs/speed.md)
 	@mkdir -p .run

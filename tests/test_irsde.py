@@ -429,6 +429,16 @@ def test_every_variant_of_the_file_is_read(tmp_path, state, wrap, prefix):
     assert torch.equal(model(x, torch.tensor([0.3]), embeddings(1)), model(x, None, embeddings(1)))
 
 
+def test_a_restorer_begins_with_released_weights(tmp_path, state):
+    torch.save(published(state, True, "module."), tmp_path / "universal-ir.pth")
+    model = IRSDERestorer(**SMALL_FULL, weights=str(tmp_path / "universal-ir.pth"))
+    assert model.pretrained and not IRSDERestorer(**SMALL_FULL).pretrained
+    assert all(torch.equal(value, state[name]) for name, value in model.unet.state_dict().items())
+    assert "weights" not in model.config  # a file of ours has them
+    with pytest.raises(UserError, match="universal-ir.pth: these weights do not fit"):
+        IRSDERestorer(**SMALL_FULL | {"nf": 4}, weights=str(tmp_path / "universal-ir.pth"))
+
+
 def test_half_precision_and_safetensors(tmp_path, state):
     save_file({name: value.half().contiguous() for name, value in state.items()}, tmp_path / "universal-ir.safetensors")
     model = load_universal_ir(tmp_path / "universal-ir.safetensors", **SMALL_FULL)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Photos in memory: as bytes, kept in files, and smaller copies only when asked for."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import Generator
 
 from llicm.data import corpus
 from llicm.data.corpus import load_photos
-from llicm.data.photo import SCALES, Photo, as_bytes, as_floats
+from llicm.data.pairs import read_pairs, read_training_pairs, write_pairs
+from llicm.data.photo import SCALES, Photo, as_bytes, as_floats, mapped
 from llicm.data.stream import PairStream
 from llicm.images import read_image, write_png
 
@@ -83,3 +86,35 @@ def test_smaller_copies_are_made_when_asked_for_and_shared(folder):
     assert len(list(keep.iterdir())) == 7 and torch.equal(again.at(0.5), photo.at(0.5))
     again.at(0.5).zero_()  # a private mapping
     assert torch.equal(Photo(photo.pixels, photo.file).at(0.5), photo.at(0.5))
+
+
+@pytest.mark.parametrize("made", [torch.arange(60, dtype=torch.uint8).view(3, 4, 5), torch.rand(3, 4, 5)])
+def test_a_mapped_file_is_not_kept_open_and_one_that_was_cut_is_made_again(tmp_path, made):
+    """A process may have 1,024 open files; sets of pairs have tens of thousands."""
+    before = os.listdir("/proc/self/fd")
+    found = [mapped(tmp_path / f"{number}.npy", lambda: made) for number in range(8)]
+    assert os.listdir("/proc/self/fd") == before and all(torch.equal(each, made) for each in found)
+    found[0][0] = 7  # changes no file
+    path = tmp_path / "0.npy"
+    whole = path.read_bytes()
+    for length in (len(whole), len(whole) - 3, 50, 0):
+        path.write_bytes(whole[:length])
+        assert torch.equal(mapped(path, lambda: made), made)
+
+
+def test_training_pairs_are_mapped_and_stay_off_the_device(tmp_path):
+    """A hundred gigabytes of public sets fit neither into memory nor onto a GPU."""
+    photos = {name: torch.rand(3, 70, 80, generator=Generator().manual_seed(int(name))) for name in "12"}
+    write_pairs(photos, tmp_path / "pairs", ["hazy"], 0.5, 0, "train", None)
+    read = read_pairs(tmp_path / "pairs", "train", "hazy")
+    found = read_training_pairs(tmp_path / "pairs", ["hazy"], tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+    for pair, wanted in zip(found["hazy"], read, strict=True):
+        assert pair.name == wanted.name and pair.ideal.file is not None and pair.ideal.pixels.dtype == torch.uint8
+        for kind in ("ideal", "degraded"):
+            assert torch.equal(as_floats(getattr(pair, kind).pixels), getattr(wanted, kind))
+    arguments = ([photos["1"]], ["hazy"], 32, 8, 0, 0.0, (0.2, 0.8), 1, 1)
+    for device in (None, "cpu"):
+        batch, wanted = (PairStream(*arguments, paired, device=device).batch(3) for paired in (found, {"hazy": read}))
+        assert batch.severity.isnan().any() and torch.equal(batch.degraded, wanted.degraded)
+    assert not any(pair.ideal._copies or pair.degraded._copies for pair in found["hazy"])
