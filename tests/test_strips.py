@@ -91,6 +91,14 @@ def test_any_function_that_sees_its_neighbours(rows, units, reach, monkeypatch):
         assert torch.allclose(x, whole)
 
 
+def test_one_strip_gives_no_memory_back(monkeypatch):
+    monkeypatch.setattr(strips, "give_back", lambda: pytest.fail("the next picture would have to ask for it again"))
+    x, into = torch.rand(1, 2, 8, 7), torch.empty(1, 2, 7, 7)
+    with torch.no_grad():
+        assert by_strips(lambda a: 2 * a, [x], [1], 1, 7, into=into) is into
+    assert torch.equal(into, 2 * x[:, :, :7])
+
+
 def test_where_gradients_are_recorded_all_is_one_strip(monkeypatch):
     monkeypatch.setattr(strips, "PIXELS", 1)
     seen = []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+import torch.nn.functional as F
 
-from llicm.transforms import BlockDCT, LappedDCT
+from llicm.transforms import BlockDCT, LappedDCT, interleave, pointwise
 
 
 def test_the_whole_block_transform_is_orthonormal():
@@ -23,6 +24,24 @@ def test_fewer_coefficients_keep_the_most_of_a_smooth_picture():
 def test_grey_is_in_the_first_coefficient_alone():
     y = BlockDCT(96)(torch.full((1, 3, 16, 16), 0.5)).flatten()
     assert float(y[0]) == pytest.approx(0.5 * 16 * 3**0.5, rel=1e-4) and float(y[1:].abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_ways_of_one_picture_that_is_only_coded_give_what_pytorch_gives(layout, batch):
+    x, weight = torch.randn(batch, 12, 6, 10).contiguous(memory_format=layout), torch.randn(8, 12, 1, 1)
+    for bias in (None, torch.randn(8)):
+        expected = F.conv2d(x, weight, bias)
+        with torch.no_grad():
+            assert torch.allclose(pointwise(x, weight, bias), expected, atol=1e-5)
+        learned = pointwise(x, weight.requires_grad_(), bias)  # gradients still pass
+        assert torch.equal(
+            torch.autograd.grad(learned.sum(), weight)[0],
+            torch.autograd.grad(F.conv2d(x, weight, bias).sum(), weight)[0],
+        )
+        weight.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(interleave(x, 2), F.pixel_shuffle(x, 2))
 
 
 def test_unusable_number_of_coefficients():

@@ -328,7 +328,7 @@ class LearnedCodec(BoundCodec):
 
         def analyse(rows: Tensor) -> Tensor:
             pad = (0, -width % STRIDE, 0, -rows.shape[2] % STRIDE)
-            return self._analyse(F.pad(rows, pad, mode="replicate"), at, gain)
+            return self._analyse(F.pad(rows, pad, mode="replicate") if any(pad) else rows, at, gain)
 
         y = by_strips(analyse, [x[None]], [STRIDE], 1, STRIDE * width)
         z = self.h_a(squash(y))
