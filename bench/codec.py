@@ -37,6 +37,7 @@ from llicm.data.stream import Batch
 from llicm.files import atomic_folder, write_json
 from llicm.framework import LLICM
 from llicm.images import list_images, quantize8
+from llicm.model import load_model, save_model
 from llicm.objectives import Objective
 from llicm.parameters import load
 from llicm.pipeline.checkpoint import Checkpoint
@@ -198,9 +199,9 @@ Kodak, every {every}photo, whole and clean, real files, means: {rates}.
 
 ## Beside it
 
-{restorer} `llicm.safetensors` is that of `init/published`, byte for byte; a study takes the vision-language
-model of it, which steers the restorer. That saw pictures behind WebP and behind the published study's codec,
-`mean-scale`.
+{restorer} `llicm.safetensors` has it all: this codec, the restorer, which stands before the codec or behind it,
+and the vision-language model that steers it, of which a study takes the last. That is of `init/published`: it saw
+pictures behind WebP and behind the published study's codec, `mean-scale`.{judge}
 
 [lineage.json](lineage.json) has the command, the code's commit and the hashes of checkpoint, photos and weights.
 
@@ -218,6 +219,9 @@ compressed, so for no codec."""
 OWN = "`restorer.safetensors` has a [card](restorer.md) of its own."
 
 
+JUDGE = " Its judge of what is clean was fitted to the photos above\n(`bench/judge.py`)."
+
+
 def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: str) -> None:
     """Make a folder of weights that studies start from: this codec with card and lineage, the rest as published."""
     sets, found, terms = credits(a.photos)
@@ -227,8 +231,10 @@ def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: st
     with atomic_folder(a.publish) as new:
         new.mkdir()
         save_part(codec, new / "rdo.safetensors")
-        for name, folder in {"restorer": a.restorer or PUBLISHED, "llicm": PUBLISHED}.items():
-            shutil.copyfile(folder / f"{name}.safetensors", new / f"{name}.safetensors")
+        shutil.copyfile((a.restorer or PUBLISHED) / "restorer.safetensors", new / "restorer.safetensors")
+        restorer = load_part("restorer", new / "restorer.safetensors")
+        conditioner = load_model(a.recogniser).conditioner
+        save_model(LLICM(codec, restorer, conditioner, restorer), new / "llicm.safetensors")
         if a.restorer:
             shutil.copyfile(a.restorer / "restorer.md", new / "restorer.md")
         if authors:
@@ -242,7 +248,8 @@ def publish(a: argparse.Namespace, codec, taken: dict, rates: dict, measured: st
             updates=f"{done:,} of {a.updates:,}" if done < a.updates else f"{done:,}", lr=a.lr, ema=a.ema,
             unfinished=", which it has not reached" if done < a.updates else "", measured=measured,
             rates="; ".join(f"BD-rate against {name} {rate:+.1f}%" for name, rate in rates.items() if rate is not None),
-            terms=terms, restorer=OWN if a.restorer else AS_PUBLISHED,
+            judge="" if conditioner.judge is None else JUDGE, terms=terms,
+            restorer=OWN if a.restorer else AS_PUBLISHED,
         )  # fmt: skip
         (new / "rdo.md").write_text(card, encoding="utf-8")
         lineage = {
@@ -280,6 +287,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="with --now: this one, whatever code wrote it")
     parser.add_argument("--publish", type=Path, help="make this folder of weights that studies start from")
     parser.add_argument("--restorer", type=Path, help="with --publish: what bench/restorer.py made, for the published")
+    published = PUBLISHED / "llicm.safetensors"
+    parser.add_argument("--recogniser", type=Path, default=published, help="with --publish: model file with the VLM")
     parser.add_argument("--commit", help="of the code that trained, for the lineage")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)

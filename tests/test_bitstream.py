@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llicm.codec.bitstream import OVERHEAD_BYTES, VERSION, Bitstream, pack, quantize_level, unpack
+from llicm.codec.bitstream import OVERHEAD_BYTES, VERSION, Bitstream, mark_restored, pack, quantize_level, unpack
 from llicm.errors import BitstreamError
 from llicm.limits import MAX_SIDE
 
@@ -75,6 +76,15 @@ def test_other_version_is_named_beside_the_own():
         unpack(forged(version=2))
     with pytest.raises(BitstreamError, match="flags 0x40"):
         unpack(forged(flags=0x40))
+
+
+def test_a_file_says_that_its_picture_was_restored():
+    """It costs nothing, stays beside other flags, and decides nothing that decoding needs."""
+    for grey in (False, True):
+        stream = replace(STREAM, grey=grey)
+        marked = mark_restored(pack(stream))
+        assert unpack(marked) == replace(stream, restored=True) and len(marked) == len(pack(stream))
+        assert mark_restored(marked) == marked and unpack(marked).frame == stream.frame
 
 
 @pytest.mark.parametrize("width, height", [(0, 48), (64, 0), (0, 0), (MAX_SIDE + 1, 1), (65535, 65535), (16384, 16384)])

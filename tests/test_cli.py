@@ -350,6 +350,7 @@ def test_one_sentence_and_nothing_written(here, model, capsys, arguments, senten
         ["compress", "a.png", "--bytes", "0"],
         ["compress", "a.png", "--level", "-1"],
         ["decompress", "a.llicm", "--as-captured", "--task", "noisy"],
+        ["compress", "a.png", "--as-captured", "--strength", "0.5"],
         ["decompress", "a.llicm", "--format", "bmp"],
         ["degrade", "a.png"],
         ["degrade", "a.png", "--task", "noisy", "--severity", "2"],
@@ -574,8 +575,8 @@ def test_inspect(here, model, small, capsys):
     assert [fact["file"] for fact in facts] == ["small/a.llicm", "small/b.llicm"]
     assert facts[0] == {
         "file": "small/a.llicm", "version": data[4], "model": small.codec.model_id()[:4].hex(), "width": 128,
-        "height": 96, "grey": False, "level": 1.25, "bytes": len(data), "bpp": 8 * len(data) / 96 / 128,
-        "payload": len(unpack(data).payload),
+        "height": 96, "grey": False, "restored": False, "level": 1.25, "bytes": len(data),
+        "bpp": 8 * len(data) / 96 / 128, "payload": len(unpack(data).payload),
     }  # fmt: skip
     assert said.err.startswith("error: small/broken.llicm: ")
 
@@ -652,6 +653,8 @@ def test_the_prefilter_runs_once_a_photo(here, small, monkeypatch, capsys):
     assert Path("small/a.llicm").read_bytes() == small.codec.compress(quantize8(1 - picture()), level)
     assert Path("small/a.llicm").read_bytes() == system.compress(picture(), level)
     Prefilter.calls = 0
+    run(capsys, "compress", "a.png", "-o", "captured.llicm", "--as-captured")
+    assert Prefilter.calls == 0 and Path("captured.llicm").read_bytes() == small.codec.compress(picture(), 2)
     run(capsys, "evaluate", "a.png", "--levels", "0,1,2", "--metrics", "psnr", "-o", "r.csv")
     assert Prefilter.calls == 1
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
 )
 def test_a_picture_changes_as_far_as_it_is_sure_that_something_is_wrong(codec, tiny_daclip, share, part):
     restorer, conditioner = listening({"degradation": 16, "content": 0}), sure(tiny_daclip, share)
-    system, x = LLICM(codec, restorer, conditioner, restorer), quantize8(picture(48, 64))
+    system, x = LLICM(codec, restorer, conditioner, copy.deepcopy(restorer)), quantize8(picture(48, 64))
     decoded, level = codec.decompress(codec.compress(x, 1.0))[0][None], torch.tensor([0.5])
     whole = restorer(decoded, level, conditioner(decoded))
     assert torch.allclose(system.enhance(decoded, level), decoded + part * (whole - decoded), atol=1e-4)
@@ -79,7 +81,7 @@ def test_a_picture_changes_as_far_as_it_is_sure_that_something_is_wrong(codec, t
 def test_the_user_knows_better_than_the_conditioner(codec, tiny_daclip):
     x = quantize8(picture(48, 64))
     for share in (0.01, 0.99):
-        system = LLICM(codec, restorer := listening(None), sure(tiny_daclip, share), restorer)
+        system = LLICM(codec, restorer := listening(None), sure(tiny_daclip, share), copy.deepcopy(restorer))
         assert torch.equal(system.prefiltered(x, ["clean"]), x)
         data = system.compress(x, 1.0)
         decoded, left = system.decompress(data, "clean")

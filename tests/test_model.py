@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from llicm.codec.bitstream import unpack
 from llicm.errors import UserError
 from llicm.framework import LLICM
 from llicm.images import quantize8
@@ -46,7 +48,7 @@ def x():
 
 
 def test_the_prefilter_is_before_the_codec_and_in_the_file(system, x, tmp_path):
-    filtered = LLICM(system.codec, system.restorer, system.conditioner, prefilter=system.restorer)
+    filtered = LLICM(system.codec, system.restorer, system.conditioner, prefilter=copy.deepcopy(system.restorer))
     data = filtered.compress(x, 1)
     given = quantize8(system.enhance(x[None])[0].clamp(0, 1))
     assert not torch.equal(given, quantize8(x)) and data == system.compress(given, 1) != system.compress(x, 1)
@@ -56,6 +58,25 @@ def test_the_prefilter_is_before_the_codec_and_in_the_file(system, x, tmp_path):
     assert again.compress(x, 1) == data
     for ours, theirs in zip(filtered.decompress(data), system.decompress(data), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_one_restorer_for_both_places_is_written_once_and_restores_once(system, x, tmp_path):
+    """The file tells its decoder whether the photo was restored before; one as it was captured is restored behind."""
+    both = LLICM(system.codec, system.restorer, system.conditioner, system.restorer)
+    save_model(system, tmp_path / "behind.safetensors")
+    save_model(both, tmp_path / "both.safetensors")
+    more = (tmp_path / "both.safetensors").stat().st_size - (tmp_path / "behind.safetensors").stat().st_size
+    again = load_model(tmp_path / "both.safetensors")
+    assert more < 100 and again.prefilter is again.restorer
+    data, captured = again.compress(x, 1), again.codec.compress(x, 1)
+    given = system.codec.compress(both.prefiltered(x), 1)
+    assert unpack(data) == replace(unpack(given), restored=True) and len(data) == len(given)
+    decoded, enhanced = again.decompress(data)
+    assert torch.equal(decoded, enhanced) and torch.equal(decoded, system.codec.decompress(given)[0])
+    decoded, enhanced = again.decompress(captured)
+    assert not torch.equal(decoded, enhanced) and torch.equal(enhanced, system.decompress(captured)[1])
+    coding = load_model(tmp_path / "both.safetensors", coding=True)
+    assert coding.compress(x, 1) == data
 
 
 def test_one_file_holds_the_whole_system(system, x, tmp_path):

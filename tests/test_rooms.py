@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 STORIES = (
-    "errors", "limits transforms integer colour strips", "files registry methods", "images weights parameters",
+    "errors", "limits integer colour strips", "transforms", "files registry methods", "images weights parameters",
     "degradations", "data", "codec", "vlm", "restore", "framework objectives", "model", "training", "benchmark",
     "report", "provenance", "pipeline", "cli", "__main__",
 )  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from llicm.codec.bitstream import mark_restored, unpack
 from llicm.degradations import CLEAN
 from llicm.images import quantize8
 from llicm.limits import as_pictures, check_finite, keep_grey
@@ -165,12 +166,20 @@ class LLICM(nn.Module):
         Raises:
             PictureError: X is no such picture. ValueError: it is too large, or level or effort is no such number.
         """
-        return self.codec.compress(self.prefiltered(as_pictures(x, 3)), level, effort)
+        return self.encode(self.prefiltered(as_pictures(x, 3)), level, effort)
+
+    def encode(self, prefiltered: Tensor, level: float, effort: int = 0) -> bytes:
+        """As `compress`, of what `prefiltered` gave.
+
+        A system with one restorer for both places restores once: its file tells the decoder so.
+        """
+        data = self.codec.compress(prefiltered, level, effort)
+        return mark_restored(data) if self.prefilter is not None and self.prefilter is self.restorer else data
 
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)  # where files are coded
     def decompress(self, data: bytes, task: str | None = None, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1].
+        """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1]; the same if it was restored before.
 
         Args:
             task: the degradation in words, e.g. "rainy" or "low-light, noisy", in place of the detected one; "clean"
@@ -181,6 +190,8 @@ class LLICM(nn.Module):
             BitstreamError: see `llicm.codec.bitstream.unpack`.
         """
         decoded, level = self.codec.decompress(data)
+        if unpack(data).restored:
+            return decoded, decoded
         enhanced = self.enhance(decoded[None], self.codec.relative_level(torch.tensor([level])), [task], strength)
         return decoded, enhanced[0].clamp(0, 1)
 

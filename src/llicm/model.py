@@ -16,7 +16,7 @@ from llicm.vlm.conditioner import Conditioner, conditioner_from, conditioner_sta
 from llicm.weights import make_part, pack, read, write
 
 DEFAULT_MODEL = Path("artifacts/release/llicm.safetensors")  # of a study, made by its pipeline
-PUBLISHED_MODEL = Path("init/published/llicm.safetensors")
+PUBLISHED_MODEL = Path("init/context/llicm.safetensors")
 _FORMAT = 3
 _PARTS = ("codec", "restorer", "prefilter")
 
@@ -30,7 +30,8 @@ def default_model() -> Path:
 def save_model(system: LLICM, path: str | Path) -> None:
     """Write the parts of a system, each of which may be absent, as one weight file (see `llicm.weights`).
 
-    Codec and restorers are packed in 8 bits; the conditioner is in half precision.
+    Codec and restorers are packed in 8 bits; the conditioner is in half precision. A restorer that is the prefilter too
+    is written once.
 
     Raises:
         ValueError: the conditioner is an oracle; no file could hold what it knows.
@@ -39,6 +40,9 @@ def save_model(system: LLICM, path: str | Path) -> None:
     config: dict[str, Any] = {"format": _FORMAT, "conditioner": None}
     for kind in _PARTS:
         part = getattr(system, kind)
+        if kind == "prefilter" and part is not None and part is system.restorer:
+            config[kind] = "restorer"
+            continue
         config[kind] = None if part is None else part.config
         if part is not None:
             state |= {f"{kind}.{name}": value for name, value in pack(part).items()}
@@ -74,11 +78,18 @@ def load_model(path: str | Path | None = None, coding: bool = False) -> LLICM:
             state = {f"conditioner.{n[6:]}" if n.startswith("guide.") else n: v for n, v in state.items()}
         elif config["format"] != _FORMAT:
             raise UserError(f"{path}: a model of format {config['format']}, but this program reads {_FORMAT}")
-        if coding:
-            config |= {"restorer": None} | ({} if config["prefilter"] else {"conditioner": None})
+        wanted, once = {kind: config[kind] for kind in _PARTS}, config["prefilter"] == "restorer"
+        if once:
+            wanted["prefilter"] = None
+        elif coding:
+            wanted["restorer"] = None
+        if coding and not config["prefilter"]:
+            config["conditioner"] = None
         parts = {
-            kind: make_part(kind, config[kind], _below(state, kind), path) if config[kind] else None for kind in _PARTS
+            kind: make_part(kind, given, _below(state, kind), path) if given else None for kind, given in wanted.items()
         }
+        if once:
+            parts["prefilter"] = parts["restorer"]
         conditioner = None
         if config["conditioner"]:
             conditioner = conditioner_from(_below(state, "conditioner"), config["conditioner"], path)

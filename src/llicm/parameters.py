@@ -222,6 +222,8 @@ class Model(_Group):
     """Updates of its schedule; pretraining and fine_tuning of `training` if absent."""
     pretraining: Positive | None = None
     """How many of these are pretraining, for a model with updates of its own."""
+    lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate; that of `training` if absent."""
 
 
 class Group(_Group):

@@ -23,13 +23,13 @@ from llicm.errors import UserError
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="llicm %(version)s")
 def llicm() -> None:
-    """Compress photos that are noisy, hazy, dark or rainy, and enhance them when they are decompressed.
+    """Compress photos that are noisy, hazy, dark or rainy, restored: before, or when they are decompressed.
 
     \b
     Examples:
       llicm compress photo.jpg             writes photo.llicm
-      llicm decompress photo.llicm         writes photo.png, enhanced
-      llicm decompress photo.llicm --as-captured -o same.png
+      llicm decompress photo.llicm         writes photo.png
+      llicm compress photo.jpg --as-captured -o same.llicm
       llicm COMMAND --help                 options and more examples
 
     Photos are PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC files. Their orientation and colour space

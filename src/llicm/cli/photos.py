@@ -85,10 +85,10 @@ def _top(system: "LLICM") -> float:
     return float(system.codec.levels - 1)
 
 
-def _encode(system: "LLICM", prefiltered: "Tensor", effort: int, level: float) -> bytes:
-    """The file of a photo (3, H, W) as `LLICM.prefiltered` gives it; what cannot be coded is a UserError."""
+def _encode(encode: "Callable[[Tensor, float, int], bytes]", photo: "Tensor", effort: int, level: float) -> bytes:
+    """The file of a photo (3, H, W), by `LLICM.encode` or a codec; what cannot be coded is a UserError."""
     try:
-        return system.codec.compress(prefiltered, level, effort)
+        return encode(photo, level, effort)
     except ValueError as error:
         raise UserError(f"cannot be compressed: {error}.") from None
 
@@ -187,7 +187,7 @@ def _one_of(**options: object) -> None:
 @_output
 @click.option(
     "--level", type=Number(0), metavar="LEVEL",
-    help=f"Rate, from 0 (smallest files) to 4 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
+    help=f"Rate, from 0 (smallest files) to 6 (best pictures), also in between; default: {DEFAULT_LEVEL}.",
 )  # fmt: skip
 @_bpp
 @_size_option
@@ -195,18 +195,20 @@ def _one_of(**options: object) -> None:
     "--effort", type=click.IntRange(0, 10_000), metavar="STEPS", default=0, show_default=True,
     help="Steps of refinement for each photo, e.g. 50: smaller files or better pictures, in a hundred times the time.",
 )  # fmt: skip
+@click.option("--as-captured", is_flag=True, help="The photo as it is, to be restored when it is decompressed.")
 @_task
 @_strength
 @_model
 @_force
 def compress(
     inputs: tuple[str, ...], output: str | None, level: float | None, bpp: float | None, size: int | None,
-    effort: int, task: str | None, strength: float, model: Path | None, force: bool,
+    effort: int, as_captured: bool, task: str | None, strength: float, model: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Compress photos to .llicm files.
 
     IN is an image, a folder of images, or - for standard input. By default photo.jpg becomes photo.llicm beside it.
-    --task and --strength are for models that restore before they compress.
+    What is wrong with the photo is detected, unless --task names it, and is restored before it is compressed: that
+    needs fewer bits. With --as-captured it is compressed as it is, to be restored when it is decompressed.
 
     \b
     Examples:
@@ -216,6 +218,8 @@ def compress(
       cat photo.jpg | llicm compress - --level 3.5 > photo.llicm
     """
     _one_of(level=level, bpp=bpp, bytes=size)
+    if as_captured and (task or strength < 1):
+        raise click.UsageError("--task and --strength say how to restore, --as-captured not to: give one of them.")
     jobs = files.plan(inputs, output, ".llicm")
     for job in jobs:
         if job.target and job.target.suffix.lower() in files.FORMATS:
@@ -231,7 +235,9 @@ def compress(
         top, x = _top(system), files.read_photo(job.source)
         pixels = x.shape[1] * x.shape[2]
         # the prefilter and its conditioner run once a photo, however many levels the rate control tries
-        encode = functools.partial(_encode, system, system.prefiltered(x, [task], strength), effort)
+        restores = system.prefilter is not None and not as_captured
+        coded = system.prefiltered(x, [task], strength) if restores else x
+        encode = functools.partial(_encode, system.encode if restores else system.codec.compress, coded, effort)
         allowed = bpp * pixels / 8 if bpp is not None else size
         if allowed is None:
             data = encode(min(DEFAULT_LEVEL, top) if level is None else level)
@@ -240,7 +246,7 @@ def compress(
             if len(data) < _CLOSE * allowed:
                 why = "the highest level needs no more" if reached >= top else "no level comes closer"
                 print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
-        said = "" if system.prefilter is None else _verdict(system, x, task, strength)
+        said = _verdict(system, x, task, strength) if restores else ""
         return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}{said}"
 
     _convert(jobs, force, work)
@@ -286,7 +292,8 @@ def decompress(
         if as_captured:
             return system.codec.decompress(data)[0], ""
         decoded, enhanced = system.decompress(data, task, strength)
-        return enhanced, _verdict(system, decoded, task, strength)
+        before = unpack(data).restored
+        return enhanced, "  restored before" if before else _verdict(system, decoded, task, strength)
 
     _convert_to_images(make, inputs, output, wanted, force, streams=True)
 
@@ -408,6 +415,7 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
         return {
             "file": files.name_of(source), "version": VERSION,  # the only one that `unpack` lets pass
             "model": stream.model.hex(), "width": stream.width, "height": stream.height, "grey": stream.grey,
+            "restored": stream.restored,
             "level": stream.level,
             "bytes": len(data), "bpp": 8 * len(data) / (stream.width * stream.height), "payload": len(stream.payload),
         }  # fmt: skip
@@ -419,7 +427,8 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
         if not as_json:
             print_result(
                 f"{facts['file']}\n"
-                f"  size     {facts['width']}x{facts['height']} pixels{', grey' * facts['grey']}\n"
+                f"  size     {facts['width']}x{facts['height']} pixels{', grey' * facts['grey']}"
+                f"{', restored before' * facts['restored']}\n"
                 f"  file     {_rate(facts['bytes'], facts['width'] * facts['height'])}  level {facts['level']:.4g}\n"
                 f"  payload  {facts['payload']} bytes\n"
                 f"  model    {facts['model']}\n"
@@ -513,7 +522,7 @@ def evaluate(
         measure("captured", x, ideal, "none", 0)
         coded = system.prefiltered(x)
         for level in levels or range(int(_top(system)) + 1):
-            data = _encode(system, coded, 0, level)
+            data = _encode(system.encode, coded, 0, level)
             decoded, enhanced = system.decompress(data, task)
             measure("llicm-as-captured", decoded, x if ideal is None else ideal, level, len(data))
             measure("llicm", enhanced, ideal, level, len(data))

@@ -9,16 +9,14 @@ checksum cannot tell (a file altered by somebody who corrected the checksum too)
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llicm.errors import BitstreamError
 from llicm.limits import check_size
 
-__all__ = ["Bitstream", "GREY", "OVERHEAD_BYTES", "VERSION", "frame", "pack", "quantize_level", "unpack"]
-
 MAGIC = b"LLIC"
 VERSION = 3
-GREY = 1  # the only flag
+GREY, RESTORED = 1, 2  # flags
 _HEADER = struct.Struct(">4sBB4sHHHI")  # magic, version, flags, model, width, height, level, length of the payload
 _CHECKSUM = struct.Struct(">I")
 LEVEL_UNIT = 4096  # fixed-point steps per level
@@ -35,6 +33,7 @@ class Bitstream:
         level: continuous, a multiple of 1/4096.
         payload: the entropy-coded symbols.
         grey: the three channels of the image are equal.
+        restored: before it was coded, so that a decoder shows it as it is.
     """
 
     model: bytes
@@ -43,10 +42,11 @@ class Bitstream:
     level: float
     payload: bytes
     grey: bool = False
+    restored: bool = False
 
     @property
     def frame(self) -> bytes:
-        """The header's bytes of size and level, and of flags if any is set: the payload's own checks cover them."""
+        """What decoding needs of the header, which the payload's own checks cover: size and level, and 1 if grey."""
         return frame(self.height, self.width, self.level, self.grey)
 
 
@@ -78,9 +78,15 @@ def pack(stream: Bitstream) -> bytes:
     if not 0 <= level < 1 << 16:
         raise ValueError(f"level {stream.level} is outside 0 to 15.99")
     size = len(stream.payload)
-    head = _HEADER.pack(MAGIC, VERSION, GREY * stream.grey, stream.model[:4], stream.width, stream.height, level, size)
+    flags = GREY * stream.grey | RESTORED * stream.restored
+    head = _HEADER.pack(MAGIC, VERSION, flags, stream.model[:4], stream.width, stream.height, level, size)
     body = head + stream.payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
+
+
+def mark_restored(data: bytes) -> bytes:
+    """The same file, which tells its decoder that the image was restored before it was coded."""
+    return pack(replace(unpack(data), restored=True))
 
 
 def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
@@ -97,9 +103,9 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
         raise BitstreamError(f"not a .llicm file: it begins with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise BitstreamError(f"a .llicm file of version {version}, but this decoder reads version {VERSION}")
-    if flags & ~GREY:
+    if flags & ~(GREY | RESTORED):
         raise BitstreamError(
-            f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows {GREY:#04x} only"
+            f"a .llicm file with flags {flags:#04x}, of which version {VERSION} knows {GREY | RESTORED:#04x} only"
         )
     if len(data) != OVERHEAD_BYTES + size:
         sizes = f"{len(data)} bytes, its header says {OVERHEAD_BYTES + size}"
@@ -112,4 +118,5 @@ def unpack(data: bytes, model: bytes | None = None) -> Bitstream:
         models = f"written by model {written_by.hex()}, but the loaded model is {model[:4].hex()}"
         raise BitstreamError(f"{models}: load the matching weights")
     payload = bytes(data[_HEADER.size : -_CHECKSUM.size])
-    return Bitstream(written_by, height, width, level / LEVEL_UNIT, payload, bool(flags))
+    grey, restored = bool(flags & GREY), bool(flags & RESTORED)
+    return Bitstream(written_by, height, width, level / LEVEL_UNIT, payload, grey, restored)

@@ -15,7 +15,8 @@ CODECS = {  # codec group, or codec of a group with several -> colour, marker
     "rdo": ("#009E73", "^"),
     "adapted": ("#CC79A7", "v"),
     "llicm": ("#D55E00", "D"),
-    "llicm-prefilter": ("#7A2E00", "D"),
+    "llicm-decoder": ("#7A2E00", "D"),
+    "llicm-prefilter": ("#7A2E00", "D"),  # of the published study
     "irsde": ("#0072B2", "P"),
     "llicm-irsde": ("#000000", "X"),
     "jpeg2000": ("#A08F00", "h"),

@@ -45,6 +45,14 @@ LL-ICM with the separately trained restorer before its codec, which baselines ma
 
 {{ headline_prefilter }}
 {% endif %}
+{% if headline_decoder %}
+
+### In the paper's order
+
+LL-ICM without a restorer before its codec, only behind it (`llicm-decoder`):
+
+{{ headline_decoder }}
+{% endif %}
 
 ## Rate and quality
 
@@ -166,9 +174,11 @@ def results_page(results: Path) -> str:
     """
     tables = results / "tables"
 
-    def table(name: str) -> str:
+    def table(name: str, needed: bool = True) -> str:
         path = tables / f"{name}.md"
         if not path.is_file():
+            if not needed:
+                return ""
             raise UserError(f"{path}: no such table; run `dvc repro` first")
         text = path.read_text(encoding="utf-8").strip()
         return "" if text.startswith("No ") else text  # "No ablation in these parameters."
@@ -177,7 +187,7 @@ def results_page(results: Path) -> str:
     names = ("headline", "non_monotone", "disagreements", "recognition", "ablation", "extra", "specialists")
     return TEMPLATE.render(
         {name: table(name) for name in names}
-        | {name: table(name) if (tables / f"{name}.md").is_file() else "" for name in ("headline_prefilter", "harm")},
+        | {name: table(name, needed=False) for name in ("headline_prefilter", "headline_decoder", "harm")},
         every=table("readme"),
         steps=(results / "figures/diffusion_steps.png").is_file(),
         images=records["image"].nunique(),

@@ -180,6 +180,8 @@ def _intro(study: Study, test: str) -> str:
     method = next(method for method in study.parameters.methods if method.name == test)
     if test == study.test:
         return "LL-ICM against the same codec and restorer trained separately"
+    if not method.prefilter and test == f"{study.test}-decoder":
+        return "In the paper's order"
     if method.prefilter:
         return "With the restorer before the codec too, in both"
     if sampling_steps(method, study.parameters.models):

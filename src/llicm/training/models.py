@@ -104,7 +104,7 @@ def train_model(
     )  # fmt: skip
     trainer = Trainer(
         system, model.trains, Objective(**parameters.objectives[model.objective].model_dump()), stream, tasks,
-        steps=updates, first=pretraining if pretrained else 0, warmup=training.warmup, lr=training.lr,
+        steps=updates, first=pretraining if pretrained else 0, warmup=training.warmup, lr=model.lr or training.lr,
         max_grad_norm=training.max_grad_norm, precision=training.precision, seed=seed, log_every=training.log_every,
         hint_share=1.0 if isinstance(system.conditioner, Oracle) else training.hint_share, transcoder=transcoder,
         accumulate=training.accumulate,
