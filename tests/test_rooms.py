@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 STORIES = (
     "errors", "limits integer colour strips", "transforms", "files registry methods", "images weights parameters",
-    "degradations", "data", "codec", "vlm", "restore", "framework objectives", "model", "training", "benchmark",
-    "report", "provenance", "pipeline", "cli", "__main__",
+    "degradations", "data", "codec", "vlm", "restore", "framework objectives", "model", "pillow hub zoo", "training",
+    "benchmark", "report", "provenance", "pipeline", "cli", "__main__",
 )  # fmt: skip
 HEIGHT = {room: height for height, rooms in enumerate(STORIES) for room in rooms.split()}
 FREE = {"errors", "files", "provenance"}  # all that provenance may import: it serves any study

@@ -329,14 +329,23 @@ def _transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) ->
     return converted
 
 
+def to_pixels(image: Tensor, what: str = "the picture") -> np.ndarray:
+    """A tensor (3, H, W) in [0, 1], which messages call `what`, as 8-bit pixels (H, W, 3).
+
+    Raises:
+        PictureError: it has NaN or infinite values.
+    """
+    array = check_finite(image, what).detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
+    return array.permute(1, 2, 0).contiguous().numpy()
+
+
 def write_png(image: Tensor, path: str | os.PathLike) -> None:
     """Write a tensor (3, H, W) in [0, 1] as an 8-bit RGB PNG; creates parent folders.
 
     The file appears whole or not at all: it is written under a temporary name, then renamed.
     """
-    array = check_finite(image, str(path)).detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(array.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    Image.fromarray(to_pixels(image, str(path))).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llicm.errors import UserError
 from llicm.files import place, printable, write_atomically
-from llicm.limits import check_finite, is_grey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,14 +228,15 @@ def encode_photo(image: "Tensor", suffix: str, quality: int | None = None, size:
         UserError: the format cannot hold an image of this size (WebP ends at 16383 pixels a side), has no quality, or
             not so small a file, or its library is missing.
     """
-    import torch
     from PIL import Image
 
     from llicm.codec.conventional import find_codec
     from llicm.codec.rate import compress_to
+    from llicm.images import to_pixels
 
-    array = check_finite(image, "the picture").detach().cpu().float().mul(255).round().clamp(0, 255).to(torch.uint8)
-    pixels = (array[0] if is_grey(array) else array.permute(1, 2, 0)).contiguous().numpy()
+    pixels = to_pixels(image)
+    if (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0].copy()
     try:
         if suffix not in LOSSY or (suffix in EXACT and quality is None and size is None):
             kind, options = EXACT[suffix]

@@ -11,6 +11,7 @@ import click
 from llicm.cli import files
 from llicm.cli.common import METRICS, PATH, TASKS, CommaList, Number, Stop, Task, each, offer, print_note, print_result
 from llicm.cli.files import Job
+from llicm.codec.rate import DEFAULT_LEVEL, compress_to
 from llicm.errors import UserError
 from llicm.files import json_text, printable
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from llicm.framework import LLICM
 
-DEFAULT_LEVEL = 2
 _CLOSE = 0.98  # of the wanted size: what is below is worth a note
 
 _inputs = click.argument("inputs", metavar="IN...", nargs=-1, required=True, type=click.Path())
@@ -229,7 +229,6 @@ def compress(
 
     def work(job: Job) -> tuple[bytes, str]:
         from llicm.codec.bitstream import unpack
-        from llicm.codec.rate import compress_to
 
         system = loaded()
         top, x = _top(system), files.read_photo(job.source)

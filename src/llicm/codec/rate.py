@@ -7,6 +7,7 @@ from collections.abc import Callable
 from llicm.codec.bitstream import LEVEL_UNIT
 from llicm.errors import UserError
 
+DEFAULT_LEVEL = 2  # where neither level nor size is asked for
 _CLOSE = 0.995  # of the wanted size: near enough to stop
 
 

@@ -85,6 +85,8 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Para
     from huggingface_hub import ModelCard, ModelCardData
     from safetensors.torch import load as load_tensors
 
+    from llicm.hub import ABOUT, TAGS
+
     training, stream = params.training, params.data
     model_name = params.release.model if name == "llicm" else name
     model = params.models[model_name]
@@ -97,10 +99,8 @@ def _card(name: str, data: bytes, pipeline: Pipeline, stage: Stage, params: Para
     photos, terms = _photos(pipeline)
     profile = pipeline.folder.relative_to(pipeline.root).as_posix()
     count = sum(tensor.numel() for key, tensor in load_tensors(data).items() if not key.endswith("@unit"))
-    card_data = ModelCardData(
-        license="apache-2.0", library_name="llicm", pipeline_tag="image-to-image",
-        tags=["image-compression", "image-restoration"], model_name=name if name == "llicm" else f"llicm-{name}",
-    )  # fmt: skip
+    title = name if name == "llicm" else f"llicm-{name}"
+    card_data = ModelCardData(model_name=title, tags=list(TAGS), **ABOUT)  # type: ignore[arg-type]
     card = ModelCard.from_template(
         card_data, template_path=str(Path(__file__).with_name("card.md.j2")),
         name=name, file=f"{name}.safetensors",
