@@ -96,7 +96,10 @@ def test_convolution_equals_unlimited_integers(kernel, unit, largest):
         conv.weight[1] *= 1e-5
         conv.bias[2] = 3000.0
     x = torch.randint(-largest if unit == 1 else 0, largest + 1, (1, 20, 5, 4)).float()
-    assert np.array_equal(conv(x)[0].detach().numpy().astype(float), reference(conv, x))
+    expected = reference(conv, x)
+    for grad in (True, False):  # as in training, and as in coding
+        with torch.set_grad_enabled(grad):
+            assert np.array_equal(conv(x)[0].detach().numpy().astype(float), expected)
 
 
 @pytest.mark.parametrize("inputs", [4, 48, 64, 192])

@@ -8,6 +8,7 @@ height. What a network learns from the whole picture must be computed before.
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 
 PIXELS = 1 << 19  # of a strip, without what is cut off
 
-with contextlib.suppress(OSError, AttributeError):  # of glibc
-    # What maps of a strip take stays with the process until `give_back`: to be given it anew, page by page, for each
-    # picture takes a tenth of the time. (M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD.)
-    for _parameter, _size in ((-3, 1 << 25), (-1, 1 << 28)):
-        ctypes.CDLL(None).mallopt(_parameter, _size)
+# What maps of a strip take stays with the process until `give_back`: to be given it anew, page by page, for each
+# picture takes a tenth of the time. (M_MMAP_THRESHOLD, at its largest, and M_TRIM_THRESHOLD; a study's runner sets its
+# own.)
+if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+    with contextlib.suppress(OSError, AttributeError):  # of glibc
+        for _parameter, _size in ((-3, 1 << 25), (-1, 1 << 28)):
+            ctypes.CDLL(None).mallopt(_parameter, _size)
 
 
 def fits(pixels: int) -> bool:
