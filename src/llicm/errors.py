@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What a command of the study says where only the packages for photos are installed."""
+    return f"this needs the packages of the study, of which {error.name} is missing: pip install 'llicm[study]'."
+
+
 class BitstreamError(UserError):
     """A compressed file that is truncated, altered, foreign, or was written by another model."""
 

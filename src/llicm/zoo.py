@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llicm.errors import UserError
+from llicm.errors import UserError, missing_package
 from llicm.model import load_model
 
 NAME = "llicm"
@@ -62,11 +62,13 @@ def register() -> None:
 
 
 def main() -> None:
-    register()
-    from compressai.utils.eval_model.__main__ import main
-
     try:
+        register()
+        from compressai.utils.eval_model.__main__ import main
+
         main(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: {missing_package(error)}") from None
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -17,7 +17,7 @@ import click
 from llicm import __version__
 from llicm.cli import photos, study
 from llicm.cli.common import InOrder, Stop, print_error
-from llicm.errors import UserError
+from llicm.errors import UserError, missing_package
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -69,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (UserError, Stop) as error:
         print_error(str(error))
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("llicm"):
+            raise
+        print_error(missing_package(error))
         return 1
     except OSError as error:
         print_error(f"{error.filename or 'a file'}: {error.strerror or error}.")

@@ -132,11 +132,11 @@ def names_in_params(section: str, folder: str) -> Callable[[click.Context], list
     """
 
     def names(ctx: click.Context) -> list[str]:
-        from llicm.parameters import read
-
         try:
+            from llicm.parameters import read
+
             return list(read(Path(ctx.params.get(folder) or ".") / "params.yaml")[section])
-        except (UserError, KeyError, TypeError):
+        except (UserError, KeyError, TypeError, ModuleNotFoundError):
             return []
 
     return names
