@@ -5,9 +5,12 @@ The dry run has the full-size networks with random weights under the official na
 updates, two pictures of 64 pixels a task, one step of the diffusion. `pytest tests/test_paper.py -m slow -s` shows it.
 """
 
+import json
+import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +35,7 @@ PROFILE = "profiles/paper"
 PARAMETERS = load(ROOT / PROFILE / "params.yaml")
 LEVELS = {"heic": [8, 20], "rdo": [0, 2], "llicm": [0, 2]}
 SMALL = {
-    "threads": 1, "training.batch": 2, "training.accumulate": 1, "training.crop": 64, "training.pretraining": 1,
+    "threads": 1, "training.batch": 6, "training.accumulate": 1, "training.crop": 64, "training.pretraining": 1,
     "training.fine_tuning": 2, "training.warmup": 1, "training.log_every": 1, "training.checkpoint_every": 0,
     "evaluate.metrics": ["psnr", "ssim", "gmsd", "piqe"],  # NIQE needs blocks of 96 pixels
     "degrade.max_side": 64, "degrade.severities": [0.5], "models.irsde.restorer.steps": 1,
@@ -131,3 +134,14 @@ def test_dry_run(tmp_path):
     assert len(executed) == 4 + len(PARAMETERS.models) + len(PARAMETERS.benchmark)
     assert (tmp_path / PROFILE / "artifacts/release/llicm.safetensors").stat().st_size > 1e8
     assert used.ru_maxrss < 6e6  # kB; two processes work at a time
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_works_without_one(tmp_path):
+    command = [sys.executable, ROOT / "bench/gpu.py", tmp_path / "found.json", "--tiny", "--seconds", "0.1"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["integer_networks"]["calls"] > 0 and found["integer_networks"]["differ"] == 0
+    for model in ("rdo", "irsde", "llicm"):
+        assert found[model]["images_per_s"] > 0 and 0 < found[model]["share"] < 1
+    assert found["restored_per_s"] > 0
