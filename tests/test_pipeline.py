@@ -82,7 +82,9 @@ def test_everything_is_made(clone):
     for number, name in enumerate(("frameworks", "objectives", "system", "psnr", "non_monotone", "pictures"), 1):
         assert any(found.startswith(f"figure_{number}_{name}") for found in names), name
     page = (clone.profile / "artifacts/curves/curves.html").read_text()
-    assert all(f'"legendgroup":"{method}"' in page for method in ("llicm", "webp"))
+    assert all(f'"name": "{method}"' in page for method in ("llicm", "webp"))
+    for name, words in {"better": "is best from", "sliders": 'type="range"', "failures": "than doing nothing"}.items():
+        assert words in (clone.profile / f"artifacts/curves/{name}.md").read_text()
     for folder, kind in (("figures", "*.png"), ("tables", "*.csv")):
         files = list((clone.profile / "results" / folder).glob(kind))
         assert files

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from llicm.benchmark.bdrate import bd_table
 from llicm.benchmark.records import write_records
 from llicm.data.pairs import write_pairs
 from llicm.errors import UserError
+from llicm.images import read_image
 from llicm.methods import Method
 from llicm.parameters import change, load, read
 from llicm.registry import CODECS, RESTORERS
@@ -20,6 +22,7 @@ from llicm.report.comparisons import (
     baselines,
     budgets,
     disagreements,
+    failures,
     headline,
     headline_numbers,
     headline_tests,
@@ -34,6 +37,7 @@ from llicm.report.comparisons import (
 )
 from llicm.report.pictures import kept_crops, strip_rows
 from llicm.report.recognition import recognition_markdown
+from llicm.report.sliders import write_sliders
 from llicm.report.study import Study
 from llicm.report.tables import (
     ablation_markdown,
@@ -276,6 +280,35 @@ def test_strips_at_matched_rate(tmp_path):
         assert best == pytest.approx(ours, rel=0.2) and columns[1][2].startswith("jpeg → oracle")
 
 
+def test_failures_are_what_is_worse_than_doing_nothing():
+    def rows(method, task, metric, values, level="none", bpp=24.0):
+        names = {"method": method, "task": task, "metric": metric, "level": level, "bpp": bpp}
+        return [names | {"image": image, "value": value} for image, value in values.items()]
+
+    records = pd.DataFrame([
+        *rows("degraded", "noisy", "psnr", {"a": 20.0, "b": 30.0, "c": 25.0}),
+        *rows("degraded", "clean", "psnr", {"a": 80.0, "b": 80.0}),
+        *rows("llicm", "noisy", "psnr", {"a": 10.0, "b": 10.0, "c": 10.0}, "0", 0.1),  # lower rates do not count
+        *rows("llicm", "noisy", "psnr", {"a": 21.0, "b": 29.0, "c": 25.0}, "1", 0.2),
+        *rows("llicm", "clean", "psnr", {"a": 40.0, "b": 41.0}, "1", 0.2),
+        *rows("llicm", "clean", "harm", {"a": -0.5, "b": 2.0}, "1", 0.2),
+        *rows("other", "noisy", "psnr", {"a": 1.0}, "1", 0.2),
+    ])  # fmt: skip
+    found = failures(records, "llicm")[["task", "image", "level", "change"]].values.tolist()
+    assert found == [["clean", "b", "1", -2.0], ["noisy", "b", "1", -1.0]]
+
+
+def test_sliders_are_html_without_a_blank_line_and_escaped(tmp_path):
+    columns = [(f"picture {i}\n<b>", torch.full((3, 4, 6), i / 2), "1 dB") for i in range(3)]
+    write_sliders(tmp_path / "page.md", "Title", "Text.", {"a & b": columns}, 0, 2)
+    text = (tmp_path / "page.md").read_text()
+    figure = text[text.index("<figure") : text.index("</figure>")]
+    assert "\n\n" not in figure and "<b>" not in text and figure.count("&lt;b&gt;: 1 dB") == 2 + 6
+    assert re.findall(r'class="(\w+)" src="([^"]+)"', figure) == [("left", "page-0-0.png"), ("right", "page-0-2.png")]
+    assert re.findall(r'value="(\S+)" selected', figure) == ["page-0-0.png", "page-0-2.png"]
+    assert 'type="range"' in figure and read_image(tmp_path / "page-0-2.png").shape == (3, 4, 6)
+
+
 def test_recognition_is_given_by_level_in_percent():
     share = {"none": 0.5, "0": 0.25, "4": 1.0}
     names = ("accuracy_of_all_words", "accuracy_of_tasks", "accuracy_of_tasks_among_tasks")
@@ -478,8 +511,10 @@ def test_a_study_compares_forms_of_llicm_with_baselines(study):
 
 def test_every_section_writes_its_files(study, tmp_path):
     assert sections.keep_records(study).endswith("3 methods, 2 tasks, metrics psnr")
-    assert sections.curves(study).name == "figure_4_psnr.png" and (tmp_path / "curves/curves.html").is_file()
+    assert sections.curves(study).name == "figure_4_psnr.png"
     table = sections.compare(study)
+    assert sections.interactive(study, table).startswith("- **noisy**: llicm is best from ")
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {"better.md", "curves.html"}
     assert "| jpeg |" in sections.results(study, table)
     assert "| noisy | rdo → restorer | -50.0% [-50.0, -50.0] |" in sections.headline(study, table)
     assert json.loads((study.out / "metrics.json").read_text())["restorer_gain_db"] == 4.5

@@ -37,6 +37,8 @@ def make_study(root):
         "data/photo.txt": "a photo", "src/model.py": "x = 1", "src/plot.py": "y = 2",
         "artifacts/models/a/log.csv": "1,2", "artifacts/models/b/log.csv": "3,4",
         "artifacts/curves/curves.html": "<!DOCTYPE html><html><title>curves</title><script>1</script></html>",
+        "artifacts/curves/better.md": '# Which is best\n\n<iframe src="curves.html" title="all"></iframe>',
+        "artifacts/curves/sliders.md": '# Slid\n\n<figure>\n<img src="sliders-0-0.png" alt="one">\n</figure>',
         "results/tables/headline.md": f"# Head\n\n| task | BD-PSNR |\n|---|---:|\n| {EVIL} | +1.5 [-1.0, +2.0] |\n",
         "results/tables/readme.md": "**It gains 1.5 dB** `a`.\n\nThe table:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
         "results/tables/headline.csv": "noisy,1.5", "results/timing/steps.csv": "1,2",
@@ -50,6 +52,7 @@ def make_study(root):
         copy = shutil.copytree if (ROOT / "docs" / name).is_dir() else shutil.copyfile
         copy(ROOT / "docs" / name, root / "docs" / name)
     (root / "results/figures").mkdir()
+    Image.new("RGB", (8, 6), "red").save(root / "artifacts/curves/sliders-0-0.png")
     for name in ("figure_4_psnr", ODD):
         Image.new("RGB", (8, 6), "red").save(root / f"results/figures/{name}.png")
     write_notebooks(root)
@@ -186,7 +189,8 @@ def test_every_local_link_leads_somewhere_and_nothing_is_loaded_from_a_network(w
     found = check_links(whole / "report")
     assert {path.relative_to(whole / "report").as_posix() for path in found} >= {
         "index.html", "README.html", "docs/lineage.html", "executed/5_figures.html", "results/tables/headline.html",
-        "lineage/index.html", "lineage/files.html", "lineage/notebooks.html", "lineage/curves.html",
+        "lineage/index.html", "lineage/files.html", "lineage/notebooks.html", "lineage/curves/better.html",
+        "lineage/curves/sliders.html", "lineage/curves/failures.html",
         "lineage/curves/curves.html", "lineage/stages/train@a.html", "lineage/stages/data.dvc.html",
         "lineage/results/figures/figure_4_psnr.png.html", "lineage/results/tables/headline.md.html",
     }  # fmt: skip
@@ -220,6 +224,13 @@ def test_the_lineage_of_a_figure_and_a_table_names_code_data_and_parameters(whol
     assert {stage["stage"] for stage in json.loads(told.read_text())["stages"]} == {
         "data.dvc", "train@a", "train@b", "figures"
     }  # fmt: skip
+
+
+def test_pages_of_a_study_are_shown_with_what_made_them_and_one_that_is_absent_says_so(whole):
+    assert "Made by figures." in text_of(whole, "lineage/curves/better.html")
+    assert (whole / "report/lineage/curves/sliders-0-0.png").is_file()
+    text = text_of(whole, "lineage/curves/failures.html")
+    assert "artifacts/curves/failures.md is not on disk. Get it with dvc pull, or make it with dvc repro" in text
 
 
 def test_all_result_files_are_listed_with_what_made_them(whole, study):
@@ -271,7 +282,8 @@ def test_what_is_absent_is_told(study):
     for name in ("executed", "artifacts", "data"):
         shutil.rmtree(study / name)
     build_site(study, study / "report")
-    assert not (study / "report/executed").exists() and not (study / "report/lineage/curves.html").exists()
+    assert not (study / "report/executed").exists()
+    assert "artifacts/curves/better.md is not on disk" in text_of(study, "lineage/curves/better.html")
     check_links(study / "report")
     assert "Missing on disk: 1 of 1. Get them with dvc pull" in text_of(study, "lineage/notebooks.html")
     text = text_of(study, "lineage/stages/figures.html")

@@ -27,6 +27,9 @@ FETCH = "Get it with `dvc pull`, or make it with `dvc repro`."
 NO_CODE = "None is known. Where one of the inputs is a list of modules, it has to be on disk."
 CHECKS = ("lock", "hashes")  # the quick ones
 FILES = ("path", "on disk", "MD5 on record")
+SHOWN = {  # pages that a study may make for its site, with all that they load beside them, in artifacts/curves
+    "better": "Curves, and which method is best where", "sliders": "Pictures under a slider", "failures": "Failures",
+}  # fmt: skip
 LEGEND = """\
 *Inputs at the left, results at the right; each box leads to its stage. Green: what it read and made is on disk as
 recorded. Orange, ≠: changed since. White, ○: not all of it is on disk. An arrow at a box of several stages belongs to
@@ -79,7 +82,8 @@ class _Study:
         )  # fmt: skip
         self._notebooks()
         shown = {file: page for file, page in pages.items() if page.endswith(".md")}
-        self._index(shown, [*self._curves(), *others])
+        self._shown()
+        self._index(shown, others)
         return shown
 
     def _page(self, name: str, *parts: str) -> None:
@@ -198,25 +202,27 @@ class _Study:
             "## Stages", self._picture(list(self.stages), "."),
             _table(("stage", "state", "reads from", "run", "commit"), rows),
             "## Figures and tables", "\n".join(f"- [{_plain(file)}](/{page})" for file, page in shown.items()),
-            "[All result files](files.md) · [executed notebooks](notebooks.md)", _toctree(["files", *others]),
+            " · ".join(
+                f"[{text}]({name}.md)" for name, text in {
+                    "files": "All result files", "notebooks": "executed notebooks",
+                    **{f"curves/{name}": title for name, title in SHOWN.items()},
+                }.items()
+            ), _toctree(["files", *others]),
         )  # fmt: skip
         (self.source / self.place / "lineage.json").write_text(self.found.as_json(), encoding="utf-8")
 
-    def _curves(self) -> list[str]:
-        """The page around the interactive curves, if they are on disk."""
-        curves = self.pipeline.folder / "artifacts/curves/curves.html"
-        if not curves.is_file():
-            return []
-        copy = self.source / "extra" / self.place / "curves/curves.html"
-        copy.parent.mkdir(parents=True)
-        shutil.copyfile(curves, copy)
-        self._page(
-            "curves.md", "# All curves, interactive",
-            "All methods and metrics. A click on a method hides it, a double click shows it alone. Made by "
-            f"{self._maker(curves)}.", '<p><a href="curves/curves.html">Open them alone</a></p>',
-            '<iframe class="curves" src="curves/curves.html" title="All curves, interactive"></iframe>',
-        )  # fmt: skip
-        return ["curves"]
+    def _shown(self) -> None:
+        """Pages that the study made to be looked at, as far as they are on disk."""
+        made = self.pipeline.folder / "artifacts/curves"
+        for name, title in SHOWN.items():
+            page = made / f"{name}.md"
+            missing = f"`{self.pipeline.relative(page)}` is not on disk. {FETCH}"
+            text = page.read_text(encoding="utf-8") if page.is_file() else f"# {title}\n\n{_warning(missing)}"
+            maker = f"Made by {self._maker(page)}." if page.is_file() else ""
+            self._page(f"curves/{name}.md", text, maker)
+        if made.is_dir():
+            pages = shutil.ignore_patterns("*.md")
+            shutil.copytree(made, self.source / "extra" / self.place / "curves", ignore=pages)
 
     def _notebooks(self) -> None:
         stages = [stage for stage in self.stages.values() if stage["notebook"]]

@@ -19,6 +19,7 @@ from llicm.benchmark.probes import PROBES
 from llicm.benchmark.records import mean_curves, references
 from llicm.errors import UserError
 from llicm.methods import NONE, Method
+from llicm.objectives import EQUAL_PSNR
 from llicm.parameters import Model, Training
 from llicm.report.writing import chosen
 
@@ -371,6 +372,27 @@ def harm(records: pd.DataFrame) -> pd.DataFrame:
         "pictures": lost.size(), "share": lost.agg(lambda values: (values > HARM).mean()), "worst": 0.0 - lost.max(),
     })  # fmt: skip
     return table.reset_index()
+
+
+def failures(records: pd.DataFrame, test: str) -> pd.DataFrame:
+    """Pictures that a method, at its highest rate, makes worse than doing nothing would, the worst first.
+
+    Doing nothing is to keep X; for clean pictures, to code them without restoring (the probe ``harm``).
+
+    Args:
+        records: with those of the degraded pictures. test: the method.
+
+    Returns:
+        `task`, `image`, `level`, and `change` in dB of PSNR, below 0.
+    """
+    key = ["task", "image"]
+    kept = records[(records["method"] == "degraded") & (records["metric"] == "psnr")].set_index(key)["value"]
+    last = records[records["method"] == test].sort_values("bpp").groupby([*key, "metric"]).tail(1)
+    psnr, lost = (last[last["metric"] == name].set_index(key) for name in ("psnr", "harm"))
+    # of a clean picture X is the ideal: what a codec loses there is no failure
+    change = (-lost["value"]).combine_first(psnr["value"] - kept[kept < EQUAL_PSNR])
+    table = psnr[["level"]].assign(change=change).query("change < 0")
+    return table.sort_values("change", kind="stable").reset_index()
 
 
 def _psnr_row(table: pd.DataFrame, test: str, anchor: str, task: str) -> pd.DataFrame:

@@ -48,18 +48,42 @@ def strip_rows(
 
 
 def _columns(pair: Pair, name: str, best: Coded, ours: Coded, side: int) -> list[Column]:
-    def psnr(picture: Tensor) -> str:
-        return f"{float(of_pictures(picture[None], pair.ideal[None])):.2f} dB"
-
     columns = [
-        ("degraded X", pair.degraded, psnr(pair.degraded)),
-        ("strongest baseline:\ndecoded", best.decoded, f"{method_label(name)}\n{psnr(best.decoded)}"),
-        ("strongest baseline:\noutput", best.output, f"{best.bpp:.3f} bpp, {psnr(best.output)}"),
-        ("LL-ICM:\ndecoded X̂", ours.decoded, psnr(ours.decoded)),
-        ("LL-ICM:\nenhanced X̂_H", ours.output, f"{ours.bpp:.3f} bpp, {psnr(ours.output)}"),
+        ("degraded X", pair.degraded, _psnr(pair.degraded, pair)),
+        ("strongest baseline:\ndecoded", best.decoded, f"{method_label(name)}\n{_psnr(best.decoded, pair)}"),
+        ("strongest baseline:\noutput", best.output, f"{best.bpp:.3f} bpp, {_psnr(best.output, pair)}"),
+        ("LL-ICM:\ndecoded X̂", ours.decoded, _psnr(ours.decoded, pair)),
+        ("LL-ICM:\nenhanced X̂_H", ours.output, f"{ours.bpp:.3f} bpp, {_psnr(ours.output, pair)}"),
         ("ideal", pair.ideal, pair.name),
     ]
     return [(title, centre_crop(picture, side), caption) for title, picture, caption in columns]
+
+
+def _psnr(picture: Tensor, pair: Pair) -> str:
+    return f"{float(of_pictures(picture[None], pair.ideal[None])):.2f} dB"
+
+
+def failure_rows(
+    table: pd.DataFrame, method: Method, pairs: Path, models: Path, *, side: int
+) -> dict[str, list[Column]]:
+    """What a method made of the pictures of `comparisons.failures`, by what is said of each: X, X̂, X̂_H, the ideal.
+
+    Args:
+        table: its rows to show. pairs, models: folders of the pipeline. side: of the pictures shown, in pixels.
+    """
+    (runner,), rows = load_runners([method], models), {}
+    for row in table.itertuples():
+        pair = next(pair for pair in read_pairs(pairs, "val", row.task) if pair.name == row.image)
+        coded = runner.run(pair.degraded, float(row.level), row.task)
+        columns = [
+            ("degraded X", pair.degraded, _psnr(pair.degraded, pair)),
+            ("decoded X̂", coded.decoded, f"{coded.bpp:.3f} bpp, {_psnr(coded.decoded, pair)}"),
+            ("enhanced X̂_H", coded.output, _psnr(coded.output, pair)),
+            ("ideal", pair.ideal, pair.name),
+        ]
+        label = f"{row.task}, {row.image}: {row.change:+.2f} dB"
+        rows[label] = [(title, centre_crop(picture, side), caption) for title, picture, caption in columns]
+    return rows
 
 
 def kept_crops(method: Method, task: str, pairs: Path, models: Path, *, side: int) -> list[Column]:

@@ -5,6 +5,7 @@ That is Markdown, or the path of a picture. Nothing is measured here except the 
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,15 @@ from llicm.methods import Method
 from llicm.parameters import Parameters
 from llicm.report import comparisons, diagrams, figures, tables
 from llicm.report.comparisons import metrics_of, of_role, sampling_steps
-from llicm.report.interactive import curves_page
-from llicm.report.pictures import kept_crops, picture_rows, strip_rows
+from llicm.report.interactive import curves_pages
+from llicm.report.pictures import failure_rows, kept_crops, picture_rows, strip_rows
 from llicm.report.recognition import recognition_markdown
+from llicm.report.sliders import write_sliders
 from llicm.report.style import save_figure
 from llicm.report.writing import write_csv
+
+OPENING = 6  # curves that the interactive page shows at first
+GALLERY = 8  # failures that are shown
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def framework(study: Study) -> Path:
 
 
 def curves(study: Study) -> Path:
-    """Figure 4: rate-perception curves, a figure a metric; and all of them in one interactive page."""
+    """Figure 4: rate-perception curves, a figure a metric."""
     by_name, settings = {method.name: method for method in study.compared}, study.parameters.figures
     drawn = [by_name[name] for name in settings.curves if name in by_name] or study.compared
     thick = comparisons.headline_tests(study.compared, study.test, settings.comparisons)
@@ -139,9 +144,6 @@ def curves(study: Study) -> Path:
         name = "figure_4_psnr.png" if metric == "psnr" and not study.flat else f"rate_perception_{metric}.png"
         figure = figures.rate_perception(study.records, metric, study.tasks, drawn, highlight=thick)
         paths.append(study.save(figure, name))
-    if not study.flat:
-        page = curves_page(study.records, study.metrics, study.tasks, study.compared)
-        write_atomically(study.artifacts / "curves" / "curves.html", page.encode())
     return paths[0]
 
 
@@ -292,7 +294,51 @@ def pictures(study: Study, table: pd.DataFrame) -> Path:
         table, study.compared, study.test, study.tasks, study.made / "pairs", study.made / "models",
         image=settings.image, level=settings.level, side=settings.side,
     )  # fmt: skip
+    text = (
+        "At one rate a task: the strongest baseline at the left, LL-ICM at the right. Move the slider, also by the "
+        "arrow keys, and choose other pictures for both sides. They show the middle of a test photo; rates and PSNR "
+        "are those of the whole."
+    )
+    page = study.artifacts / "curves" / "sliders.md"
+    write_sliders(page, "Pictures at one rate, under a slider", text, dict(rows), 2, 4)
     return study.save(picture_rows(rows), "figure_6_pictures.jpg")
+
+
+def interactive(study: Study, table: pd.DataFrame) -> str:
+    """All curves in one interactive page that opens with six methods, and a page around it, whose list is returned:
+    which of them is best where.
+
+    Args:
+        table: made by `compare`.
+    """
+    settings = study.parameters.figures
+    strongest = Counter(comparisons.strongest(table, study.compared, study.test, task) for task in study.tasks)
+    wanted = [
+        *comparisons.headline_tests(study.compared, study.test, settings.comparisons),
+        *(name for name, _ in strongest.most_common()), *settings.curves, *(method.name for method in study.compared),
+    ]  # fmt: skip
+    names = {method.name for method in study.compared}
+    first = [name for name in dict.fromkeys(wanted) if name in names][:OPENING]
+    alone, around = curves_pages(study.records, study.metrics, study.tasks, study.compared, first)
+    write_atomically(study.artifacts / "curves" / "curves.html", alone.encode())
+    write_atomically(study.artifacts / "curves" / "better.md", around.encode())
+    return "\n".join(line for line in around.splitlines() if line.startswith("- "))
+
+
+def failures(study: Study) -> str:
+    """A gallery of the test pictures that LL-ICM makes worst; returns how many it makes worse than doing nothing."""
+    of = study.every[study.every["method"].isin([study.test, "degraded"])]
+    table, seen = comparisons.failures(of, study.test), of.groupby(["task", "image"]).ngroups
+    (method,) = [method for method in study.methods if method.name == study.test]
+    side, shown = study.parameters.figures.side, table.head(GALLERY)
+    rows = failure_rows(shown, method, study.made / "pairs", study.made / "models", side=side)
+    text = (
+        f"At its highest rate `{study.test}` makes {len(table)} of {seen} test pictures worse, in PSNR, than doing "
+        "nothing: than leaving X as it is, or where X is clean than coding it without restoring."
+    )
+    shows = f"These are the worst {len(shown)}: X at the left, enhanced X̂_H at the right." if len(shown) else ""
+    write_sliders(study.artifacts / "curves" / "failures.md", "Failures", f"{text} {shows}", rows, 0, 2)
+    return text
 
 
 def elsewhere(study: Study) -> None:
