@@ -23,6 +23,7 @@ from llicm.provenance.graph import picture
 from llicm.provenance.lineage import digest
 from llicm.provenance.pages import write_pages
 from llicm.provenance.site import build_site
+from llicm.report.interactive import SURROUNDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "odd #1 50% <b> & 'c'"  # in the name of a picture
@@ -37,7 +38,7 @@ def make_study(root):
         "data/photo.txt": "a photo", "src/model.py": "x = 1", "src/plot.py": "y = 2",
         "artifacts/models/a/log.csv": "1,2", "artifacts/models/b/log.csv": "3,4",
         "artifacts/curves/curves.html": "<!DOCTYPE html><html><title>curves</title><script>1</script></html>",
-        "artifacts/curves/better.md": '# Which is best\n\n<iframe src="curves.html" title="all"></iframe>',
+        "artifacts/curves/better.md": SURROUNDINGS.render(images=1, number=2, all=3, metric="PSNR", words={"a": "b"}),
         "artifacts/curves/sliders.md": '# Slid\n\n<figure>\n<img src="sliders-0-0.png" alt="one">\n</figure>',
         "results/tables/headline.md": f"# Head\n\n| task | BD-PSNR |\n|---|---:|\n| {EVIL} | +1.5 [-1.0, +2.0] |\n",
         "results/tables/readme.md": "**It gains 1.5 dB** `a`.\n\nThe table:\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",

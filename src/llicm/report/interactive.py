@@ -35,17 +35,22 @@ section { min-width: 0; } section div { height: 17rem; }
 <script>{{ library }}</script></head><body>
 <h1 style="font-size: 1.2rem; margin: 0 0 0.5rem">Means over the test images</h1>
 <label>Metric <select id="metric" autocomplete="off"></select></label>
-<details><summary>Methods: <span id="count"></span></summary><div id="methods"></div></details>
+<p id="legend"></p>
+<details><summary>Choose among all methods</summary><div id="methods"></div></details>
 <div id="panels"></div>
 <script>
 const study = {{ data }};
 const add = (parent, tag, more) => parent.appendChild(Object.assign(document.createElement(tag), more));
 const menu = document.getElementById("metric"), list = document.getElementById("methods");
+const marks = {dot: "┈┈", solid: "━━", dash: "╍╍", dashdot: "━╍"};
+function swatch(parent, method) {
+  add(parent, "span", {textContent: " " + marks[method.line.dash], style: "color: " + method.line.color});
+  add(parent, "span", {textContent: " " + method.label + " ", style: "margin-right: 0.6rem"});
+}
 const boxes = study.methods.map(method => {
   const label = add(list, "label");
   const box = add(label, "input", {type: "checkbox", checked: method.shown, onchange: draw, autocomplete: "off"});
-  add(label, "span", {textContent: " ▬ ", style: "color: " + method.line.color});
-  label.append(method.label);
+  swatch(label, method);
   return box;
 });
 const panels = study.tasks.map(task => {
@@ -57,7 +62,9 @@ study.metrics.forEach(([name, label]) => add(menu, "option", {value: name, textC
 menu.onchange = draw;
 function draw() {
   const metric = menu.value, shown = study.methods.filter((_, i) => boxes[i].checked);
-  document.getElementById("count").textContent = shown.length + " of " + boxes.length + " shown";
+  const legend = document.getElementById("legend");
+  legend.textContent = shown.length + " of " + boxes.length + " methods:";
+  shown.forEach(method => swatch(legend, method));
   for (const [task, panel, words] of panels) {
     const of = study.curves[metric][task], lines = shown.filter(method => method.name in of).map(method => (
       {...method, ...of[method.name], name: method.label, mode: "lines+markers",
@@ -66,7 +73,7 @@ function draw() {
       {type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: {color: "grey", dash: "dot", width: 1},
        label: {text: label, textposition: "end", font: {size: 10, color: "#555"}}}));
     Plotly.react(panel, lines, {
-      margin: {l: 42, r: 8, t: 8, b: 38}, showlegend: false, shapes: flat, template: "plotly_white",
+      margin: {l: 42, r: 8, t: 18, b: 38}, showlegend: false, shapes: flat, template: "plotly_white",
       xaxis: {type: "log", title: {text: "rate (bits per pixel)"}, dtick: "D2"}, hoverlabel: {namelength: -1},
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",  // a finger scrolls the page
     }, {responsive: true, displayModeBar: false});
@@ -90,8 +97,8 @@ other metrics. This is what the first ones' curves say in {{ metric }}, over the
 {% endfor %}
 
 Intervals, by bootstrap over the images, are in the tables of the results page.
-[The curves alone](curves.html)
 
+<p><a href="curves.html">The curves alone</a></p>
 <iframe class="curves" src="curves.html" title="All curves, interactive"></iframe>
 <script>addEventListener("message", event => {
 if (event.source === document.querySelector("iframe.curves").contentWindow)

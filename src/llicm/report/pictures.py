@@ -76,7 +76,7 @@ def failure_rows(
         pair = next(pair for pair in read_pairs(pairs, "val", row.task) if pair.name == row.image)
         coded = runner.run(pair.degraded, float(row.level), row.task)
         columns = [
-            ("degraded X", pair.degraded, _psnr(pair.degraded, pair)),
+            ("X", pair.degraded, _psnr(pair.degraded, pair)),
             ("decoded X̂", coded.decoded, f"{coded.bpp:.3f} bpp, {_psnr(coded.decoded, pair)}"),
             ("enhanced X̂_H", coded.output, _psnr(coded.output, pair)),
             ("ideal", pair.ideal, pair.name),
