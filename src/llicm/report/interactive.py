@@ -69,9 +69,9 @@ function draw() {
     const of = study.curves[metric][task], lines = shown.filter(method => method.name in of).map(method => (
       {...method, ...of[method.name], name: method.label, mode: "lines+markers",
        hovertemplate: "%{x:.3f} bpp, %{y:.4g} " + study.units[metric] + "<br>%{text}"}));
-    const flat = study.references[metric][task].map(([label, y]) => (
+    const flat = study.references[metric][task].map(([label, y], i) => (
       {type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: {color: "grey", dash: "dot", width: 1},
-       label: {text: label, textposition: "end", font: {size: 10, color: "#555"}}}));
+       label: {text: label, textposition: "end", yanchor: i ? "top" : "bottom", font: {size: 10, color: "#555"}}}));
     Plotly.react(panel, lines, {
       margin: {l: 42, r: 8, t: 18, b: 38}, showlegend: false, shapes: flat, template: "plotly_white",
       xaxis: {type: "log", title: {text: "rate (bits per pixel)"}, dtick: "D2"}, hoverlabel: {namelength: -1},
