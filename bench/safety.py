@@ -120,7 +120,9 @@ def begun(codec: LearnedCodec, draw: random.Random) -> bytes:
     )
     for symbols, model in reversed(encoder._parts):
         coder.encode_reverse(symbols, model)
-    return pack(Bitstream(codec._id(), height, width, 1.0, coder.get_compressed().astype("<u4").tobytes()))
+    return pack(
+        Bitstream(codec._id(), height, width, 1.0, coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+    )
 
 
 def judge(files: Path, default: bool) -> None:
