@@ -38,17 +38,13 @@ KEYS = ("set", "picture", "task", "severity", "level")  # of a point
 @torch.no_grad()
 def measure(system: LLICM, ideal: Tensor, x: Tensor, level: float) -> dict:
     """PSNR without restoring, restored as far as the recogniser is sure, and restored wholly; and how surely something
-    is wrong with what the decoder sees."""
+    is wrong with what it is restored from."""
     free = LLICM(codec := system.codec, system.restorer, system.conditioner, system.prefilter)
     free.sureness = lambda context, hints=None: x.new_ones(1)  # type: ignore[method-assign]
-    relative = codec.relative_level(torch.tensor([level]))
     values = {"plain": codec.decompress(codec.compress(x, level))[0]}
-    for name, restoring in (("bounded", system), ("whole", free)):
-        decoded = values["plain"]
-        if system.prefilter is not None:
-            decoded = codec.decompress(restoring.compress(x, level))[0]
-        values[name] = restoring.enhance(decoded[None], relative)[0]
-    wrong = 1 - system.conditioner.recognise(values["plain"][None])[0, WORDS.index(CLEAN)]
+    values |= {name: s.decompress(s.compress(x, level))[1] for name, s in (("bounded", system), ("whole", free))}
+    looked = values["plain"] if system.prefilter is None else x
+    wrong = 1 - system.conditioner.recognise(looked[None])[0, WORDS.index(CLEAN)]
     return {name: psnr(quantize8(value), ideal) for name, value in values.items()} | {"wrong": float(wrong)}
 
 
