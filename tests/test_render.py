@@ -64,6 +64,9 @@ def test_the_readme_is_short_and_leads_with_the_strongest_baseline(rendered):
     table = text.split("|---|")[1].splitlines()[1]
     study = Results(ROOT / "profiles/study/results")
     assert "strongest baseline" in table and study.headline().rate.show(1, "%") in table
+    lead = text.split("\n\n")[1]
+    number, interval = study.headline().rate.show(1, "%", sign=False).split(" ", 1)
+    assert lead.startswith("**On 24 test photos") and number in lead and interval in lead
 
 
 @pytest.mark.parametrize("name", documents())
