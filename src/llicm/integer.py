@@ -35,7 +35,7 @@ def onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def products(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Rows (n, inputs) by weight (outputs, inputs), plus bias (outputs,): (n, outputs), of such integers in float32."""
     if onednn(rows):
         # oneDNN has kernels for all processors; MKL, which F.linear takes, is half as fast on AMD's
@@ -107,8 +107,4 @@ class IntegerConv(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias, worth = self.integers()
             columns = F.unfold(x, self.kernel, padding=self.kernel // 2) if self.kernel > 1 else x.flatten(2)
-            if len(x) == 1 and not torch.is_grad_enabled():
-                out = products(weight, columns[0].T)[None].add_(bias).mul_(worth)
-            else:
-                out = (weight @ columns + bias) * worth
-            return out.unflatten(2, x.shape[2:])
+            return ((weight @ columns + bias) * worth).unflatten(2, x.shape[2:])
