@@ -179,16 +179,14 @@ def results(study: Study, table: pd.DataFrame) -> str:
 
 def _intro(study: Study, test: str) -> str:
     """How a sentence begins that compares `test` with the same parts trained separately."""
-    method = next(method for method in study.parameters.methods if method.name == test)
-    if test == study.test:
+    method, ours = (next(m for m in study.parameters.methods if m.name == name) for name in (test, study.test))
+    if method is ours:
         return "LL-ICM against the same codec and restorer trained separately"
-    if not method.prefilter and test == f"{study.test}-decoder":
-        return "In the paper's order"
     if method.prefilter:
         return "With the restorer before the codec too, in both"
     if sampling_steps(method, study.parameters.models):
         return "With the diffusion restorer in both"
-    return "Another form of LL-ICM"
+    return "In the paper's order, the restorer behind the codec" if ours.prefilter else "Another form of LL-ICM"
 
 
 def headline(study: Study, table: pd.DataFrame) -> str:
