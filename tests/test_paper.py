@@ -33,7 +33,7 @@ from llicm.vlm.daclip import make_daclip
 
 PROFILE = "profiles/paper"
 PARAMETERS = load(ROOT / PROFILE / "params.yaml")
-LEVELS = {"heic": [8, 20], "rdo": [0, 2], "llicm": [0, 2]}
+LEVELS = {"heic": [8, 20], "rdo": [0, 2, 4, 6], "llicm": [0, 2, 4, 6]}  # a comparison needs four points
 SMALL = {
     "threads": 1, "training.batch": 6, "training.accumulate": 1, "training.crop": 64, "training.pretraining": 1,
     "training.fine_tuning": 2, "training.warmup": 1, "training.log_every": 1, "training.checkpoint_every": 0,
@@ -58,8 +58,8 @@ def lay_out(root: Path, weights: bool = True) -> None:
     shutil.copytree(ROOT / "data/train", photos / "train")  # NIQE's fit needs real ones
     for seed, word in enumerate(PARAMETERS.tasks, 1):
         for number, folder in enumerate(("train", "val")):
-            for kind in ("GT", "LQ"):
-                pictures(root / "datasets" / folder / word / kind, 2, 2 * seed + number)
+            for other, kind in enumerate(("GT", "LQ")):
+                pictures(root / "datasets" / folder / word / kind, 2, 4 * seed + 2 * number + other)
     daclip, unet = (root / "init/paper" / name for name in ("daclip_ViT-B-32.pt", "universal-ir.pth"))
     if not weights:
         daclip.write_bytes(b"other")
