@@ -167,9 +167,10 @@ def _verdict(system: "LLICM", photo: "Tensor", task: str | None, strength: float
         share *= sure
         if not task:  # the word that restoring acts on
             likely = dict(zip(WORDS, system.conditioner.probabilities(context)[0].tolist(), strict=True))
-            word = max((word for word in WORDS if (word == CLEAN) is (sure == 0)), key=lambda word: likely[word])
+            word = max((word for word in WORDS if (word == CLEAN) is (sure < 0.005)), key=lambda word: likely[word])
             said = f"{word} {likely[word]:.0%}, "
-    return f"  {said}{'restored' if share == 1 else f'restored by {share:.0%}' if share else 'left as it is'}"
+    part = f"restored by {share:.0%}" if share >= 0.005 else "left as it is"
+    return f"  {said}{'restored' if share == 1 else part}"
 
 
 def _one_of(**options: object) -> None:
