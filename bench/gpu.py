@@ -10,7 +10,6 @@ matrix product, of an update of every model; and restored pictures per second.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 from common import ROOT, photos, table, write_page
 from torch.utils.flop_counter import FlopCounterMode
 
-from llicm.files import write_json
+from llicm.files import json_text, write_json
 from llicm.integer import IntegerConv
 from llicm.model import load_model
 from llicm.parameters import Parameters, change, read
@@ -216,7 +215,7 @@ def main() -> None:
         page(found)
         return
     found = measure(given.tiny, given.seconds)
-    print(json.dumps(found, indent=1))
+    print(json_text(found))
     if given.out:
         write_json(found, given.out)
 

@@ -33,7 +33,7 @@ _sys.addaudithook(_watch)
 SHOWS = {
     "0_overview": """
 shown = picture.value, numbers.value
-for name, value in {"level": 4, "task": "rainy", "strength": 0, "severity": 1}.items():
+for name, value in {"level": 5, "task": "rainy", "strength": 0, "severity": 1}.items():
     controls[name].value = value
     assert shown[0] != picture.value and shown[1] != numbers.value, name
     shown = picture.value, numbers.value

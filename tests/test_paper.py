@@ -2,7 +2,7 @@
 """The study at the paper's size: what it needs is told before anything runs, and all its stages work at full size.
 
 The dry run has the full-size networks with random weights under the official names, and everything else small: two
-updates, two pictures of 64 pixels a task, one step of the diffusion. `pytest tests/test_paper.py -m slow -s` shows it.
+updates, two tasks, two pictures of 64 pixels, a step of the diffusion. `pytest tests/test_paper.py -k dry -s` shows it.
 """
 
 import json
@@ -35,7 +35,8 @@ PROFILE = "profiles/paper"
 PARAMETERS = load(ROOT / PROFILE / "params.yaml")
 LEVELS = {"heic": [8, 20], "rdo": [0, 2, 4, 6], "llicm": [0, 2, 4, 6]}  # a comparison needs four points
 SMALL = {
-    "threads": 1, "training.batch": 6, "training.accumulate": 1, "training.crop": 64, "training.pretraining": 1,
+    "threads": 1, "tasks": ["noisy", "hazy"], "training.batch": 4, "training.accumulate": 1, "training.crop": 64,
+    "training.pretraining": 1,
     "training.fine_tuning": 2, "training.warmup": 1, "training.log_every": 1, "training.checkpoint_every": 0,
     "evaluate.metrics": ["psnr", "ssim", "gmsd", "piqe"],  # NIQE needs blocks of 96 pixels
     "degrade.max_side": 64, "degrade.severities": [0.5], "models.irsde.restorer.steps": 1,
