@@ -11,6 +11,7 @@ from torch import Tensor
 from llicm.codec.learned import LearnedCodec
 from llicm.objectives import bits_per_pixel
 from llicm.parameters import Parameters, read, validate
+from llicm.registry import CODECS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "profiles/smoke/params.yaml"
@@ -20,6 +21,14 @@ IRSDE = {
     "name": "irsde", "nf": 4, "ch_mult": [1, 2], "half": True, "heads": 1, "shrinkage": True, "scaling": "balanced",
     "predicts": "x0", "steps": 2, "mode": "posterior", "memory": None,
 }  # fmt: skip
+
+
+def small_codec() -> LearnedCodec:
+    """An untrained codec, always the same, that can code."""
+    torch.manual_seed(0)
+    codec = CODECS.make(**CODEC)
+    codec.update()
+    return codec
 
 
 def start(**files: str) -> dict[str, str]:

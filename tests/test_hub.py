@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from small import CODEC, DIRECT
+from small import DIRECT, small_codec
 
 from llicm.errors import UserError
 from llicm.hub import LLICM
 from llicm.model import save_model
-from llicm.registry import CODECS, RESTORERS
+from llicm.registry import RESTORERS
 from llicm.vlm.conditioner import Conditioner
 from llicm.vlm.daclip import make_daclip
 from llicm.vlm.mini import mini_config
@@ -22,9 +22,7 @@ from llicm.vlm.mini import mini_config
 def released(tmp_path_factory):
     """A folder as `llicm.pipeline.publish` makes it."""
     folder = tmp_path_factory.mktemp("released")
-    torch.manual_seed(0)
-    codec = CODECS.make(**CODEC)
-    codec.update()
+    codec = small_codec()
     restorer = RESTORERS.make(**DIRECT, level_conditioned=True, context=None)
     conditioner = Conditioner(make_daclip(mini_config(32, 16, 32, 1, 16, 32, 1)), "windows")
     save_model(LLICM(codec, restorer, conditioner).eval(), folder / "llicm.safetensors")

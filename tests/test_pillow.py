@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
-from small import CODEC
+from small import DIRECT, small_codec
 
 from llicm.cli import main
+from llicm.codec.bitstream import unpack
 from llicm.framework import LLICM
-from llicm.model import save_model
+from llicm.images import read_image, to_pixels
+from llicm.model import load_model, save_model
 from llicm.pillow import register_llicm_opener
-from llicm.registry import CODECS
+from llicm.registry import RESTORERS
 
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
@@ -23,10 +25,7 @@ MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK",
 def folder(tmp_path_factory):
     """With a model and a photo; Pillow knows that model."""
     folder = tmp_path_factory.mktemp("pillow")
-    torch.manual_seed(0)
-    codec = CODECS.make(**CODEC)
-    codec.update()
-    save_model(LLICM(codec.eval(), None), folder / "model.safetensors")
+    save_model(LLICM(small_codec().eval(), None), folder / "model.safetensors")
     rng = np.random.default_rng(0)
     blocks = np.kron(rng.integers(0, 255, (3, 5, 3)), np.ones((16, 16, 1))).astype("uint8")
     Image.fromarray(blocks).save(folder / "photo.png")
@@ -36,6 +35,24 @@ def folder(tmp_path_factory):
         table.pop("LLICM")
     Image.EXTENSION.pop(".llicm")
     Image.ID.remove("LLICM")
+
+
+def test_a_photo_that_was_restored_before_is_not_restored_again(folder, tmp_path):
+    """Of one restorer for both places: bytes and pixels are still those of the model itself."""
+    restorer = RESTORERS.make(**DIRECT, context=None)
+    torch.nn.init.normal_(restorer.affine.bias, std=10)
+    save_model(LLICM(small_codec().eval(), restorer, None, restorer), tmp_path / "model.safetensors")
+    system = load_model(tmp_path / "model.safetensors")
+    try:
+        register_llicm_opener(tmp_path / "model.safetensors")
+        Image.open(folder / "photo.png").save(tmp_path / "photo.llicm", level=1)
+        data, shown = (tmp_path / "photo.llicm").read_bytes(), np.asarray(Image.open(tmp_path / "photo.llicm"))
+    finally:
+        register_llicm_opener(folder / "model.safetensors")
+    x = read_image(folder / "photo.png")
+    assert not torch.equal(system.prefiltered(x), x), "the restorer must matter, or the test says nothing"
+    assert data == system.compress(x, 1) and unpack(data).restored
+    assert np.array_equal(shown, to_pixels(system.decompress(data)[0]))
 
 
 def command(folder, *arguments):

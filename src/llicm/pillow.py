@@ -95,7 +95,7 @@ def _save(load: Any, image: Image.Image, file: IO[bytes], name: str | bytes) -> 
             raise ValueError(f"level {level:g}: this model has levels 0 to {top}")
         # the prefilter runs once, however many levels are tried
         picture = system.prefiltered(read_image(_as_file(image), "the picture"))
-        encode = functools.partial(system.codec.compress, picture, effort=effort or 0)
+        encode = functools.partial(system.encode, picture, effort=effort or 0)
         if bpp is None:
             data = encode(min(DEFAULT_LEVEL, top) if level is None else level)
         else:
