@@ -287,12 +287,11 @@ def decompress(
         from llicm.codec.bitstream import unpack
 
         data = files.read_bytes(job.source)
-        unpack(data)  # a damaged file need not wait for the model
+        before = unpack(data).restored  # a damaged file need not wait for the model
         system = loaded()
         if as_captured:
             return system.codec.decompress(data)[0], ""
         decoded, enhanced = system.decompress(data, task, strength)
-        before = unpack(data).restored
         return enhanced, "  restored before" if before else _verdict(system, decoded, task, strength)
 
     _convert_to_images(make, inputs, output, wanted, force, streams=True)
