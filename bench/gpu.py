@@ -6,7 +6,9 @@
 
 It measures with random weights, so it needs no files but the repository's: whether the integer networks of the codec
 give the same numbers as on the processor; pictures per second, memory, and share of what the chip reaches in a large
-matrix product, of an update of every model; and restored pictures per second.
+matrix product, of an update of every model; restored pictures per second; and of the published model and the full-size
+codec a test photo encoded, decoded and enhanced, per second, with the memory, and whether its symbols are the
+processor's.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import torch
 from common import ROOT, photos, table, write_page
 from torch.utils.flop_counter import FlopCounterMode
 
+from llicm.codec.bitstream import unpack
 from llicm.files import json_text, write_json
 from llicm.integer import IntegerConv
 from llicm.model import load_model
@@ -128,18 +131,45 @@ def restored(trainer: Trainer, side: int, seconds: float) -> float:
         return 1 / repeated(lambda: system.enhance(x), seconds)
 
 
+@torch.no_grad()
+def coded(system: Any, photo: torch.Tensor, seconds: float) -> dict[str, Any]:
+    """A photo (3, H, W) through a whole system, on its device, as often as fits."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    found: dict[str, Any] = {"megapixels": photo[0].numel() / 1e6}
+    data = system.codec.compress(photo, 2)
+    decoded, _ = system.codec.decompress(data)
+    calls: dict[str, Any] = {
+        "encoded": lambda: system.codec.compress(photo, 2), "decoded": lambda: system.codec.decompress(data),
+        "enhanced": lambda: system.enhance(decoded[None]),
+    }  # fmt: skip
+    if system.restorer is None:
+        del calls["enhanced"]
+    found |= {f"{name}_per_s": 1 / repeated(call, seconds) for name, call in calls.items()}
+    found["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+    there = system.codec.latent(unpack(data))
+    system.codec.cpu()
+    found["same_symbols"] = all(map(torch.equal, there, system.codec.latent(unpack(data))))
+    return found
+
+
 def measure(tiny: bool, seconds: float) -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parameters = change(read(PROFILE), BRIEF | (TINY if tiny else {}))
     name = torch.cuda.get_device_name() if device == "cuda" else "processor"
     peak = reached(device, 256 if tiny else 8192, seconds)
     found: dict[str, Any] = {"device": name, "tflops_reached": peak / 1e12, "integer_networks": exact(device)}
+    photo = next(iter(photos().values()))[:, : 128 if tiny else None, : 128 if tiny else None]
+    found["published"] = coded(load_model().to(device), photo, seconds)
     with tempfile.TemporaryDirectory() as folder:
         for model, trainer in trainers(parameters, Path(folder), tiny):
             found[model] = update(trainer, parameters.training.batch, seconds, peak)
             if model == "irsde":
                 trainer.system.restorer.steps = 2 if tiny else 100
                 found["restored_per_s"] = restored(trainer, parameters.training.crop, seconds)
+            if model == "rdo":
+                trainer.system.codec.update()
+                found[model]["codec"] = coded(trainer.system.eval(), photo, seconds)
     return found
 
 

@@ -146,3 +146,5 @@ def test_the_script_for_gpus_works_without_one(tmp_path):
     for model in ("rdo", "irsde", "llicm"):
         assert found[model]["images_per_s"] > 0 and 0 < found[model]["share"] < 1
     assert found["restored_per_s"] > 0
+    for coded in (found["published"], found["rdo"]["codec"]):
+        assert coded["encoded_per_s"] > 0 and coded["decoded_per_s"] > 0 and coded["same_symbols"]

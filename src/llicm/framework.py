@@ -22,6 +22,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from llicm.codec.bitstream import mark_restored, unpack
+from llicm.codec.learned import coding
 from llicm.degradations import CLEAN
 from llicm.images import quantize8
 from llicm.limits import as_pictures, check_finite, keep_grey
@@ -176,8 +177,7 @@ class LLICM(nn.Module):
         data = self.codec.compress(prefiltered, level, effort)
         return mark_restored(data) if self.prefilter is not None and self.prefilter is self.restorer else data
 
-    @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)  # where files are coded
+    @coding
     def decompress(self, data: bytes, task: str | None = None, strength: float = 1.0) -> tuple[Tensor, Tensor]:
         """Bytes of a `.llicm` file to X̂ and X̂_H, each (3, H, W) in [0, 1]; the same if it was restored before.
 
@@ -201,6 +201,8 @@ class LLICM(nn.Module):
         """Pictures (N, 3, H, W) restored as far as it is sure that they need it."""
         if restorer is None:
             return image
+        image = image.to(next(restorer.parameters(), image).device)
+        level = None if level is None else level.to(image.device)
         context = self._context(image, hints)
         share = image.new_full((len(image),), strength)
         if isinstance(self.conditioner, Conditioner) and context is not None:

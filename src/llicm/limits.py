@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a picture is, wherever one is taken, and how large an image may be, wherever one is read, written or decoded."""
+"""What a picture is, wherever one is taken; how large an image may be, wherever one is read, written or decoded; and
+which devices can be named."""
 
 from typing import TYPE_CHECKING
 
-from llicm.errors import PictureError
+from llicm.errors import PictureError, UserError
 
 if TYPE_CHECKING:  # `llicm inspect` does without torch
     from torch import Tensor
@@ -70,3 +71,19 @@ def check_finite(image: "Tensor", what: str) -> "Tensor":
     if image.numel() and not all(bool(end.isfinite()) for end in image.detach().aminmax()):  # NaN if one value is
         raise PictureError(f"{what} has NaN or infinite values: the weights are damaged or not trained")
     return image
+
+
+def usable(device: str) -> str:
+    """The same name of a device, as PyTorch calls it.
+
+    Raises:
+        UserError: nothing can be computed there.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # as PyTorch was built
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"the device '{device}' cannot be used ({reason}); name another, such as cpu") from None
+    return device

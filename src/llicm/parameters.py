@@ -268,6 +268,8 @@ class Evaluate(_Group):
     """Processes that evaluate at the same time."""
     scheduler: Text | None = None
     """Address of a Dask scheduler whose workers evaluate, such as `tcp://node1:8786`; null for processes here."""
+    device: Text = "cpu"
+    """Where networks and metrics of the evaluation compute, as PyTorch calls it, such as `cuda`; shared by workers."""
     weights: Text | None
     """Folder with the weight files of metrics that need some (lpips, dists, ...), laid out as the caches of torch hub
     and Hugging Face below 'hub'; relative to this file's folder or absolute; null for the usual caches."""

@@ -35,6 +35,7 @@ from llicm.degradations import CLEAN
 from llicm.errors import UserError
 from llicm.files import json_text, write_atomically
 from llicm.images import write_png
+from llicm.limits import usable
 from llicm.methods import Method
 from llicm.objectives import psnr
 
@@ -49,6 +50,7 @@ class Plan:
         methods: of one codec group. models: folder of the trained models. niqe_fit: fitted file.
         metrics: names, measured on the tasks. extra_metrics: those measured on the further sets of pairs.
         streams: folder for the bitstreams.
+        device: where networks and metrics compute.
         weights: folder of the metrics' weight files (see `llicm.benchmark.metrics.use_weights`), or None.
         keep: folder for finished pairs, so that an interrupted evaluation goes on; None to start anew.
     """
@@ -59,6 +61,7 @@ class Plan:
     niqe_fit: Path
     streams: Path
     extra_metrics: tuple[str, ...] = ()
+    device: str = "cpu"
     weights: str | Path | None = None
     keep: Path | None = None
 
@@ -74,11 +77,12 @@ def _start(plan: Plan) -> None:
         return
     torch.set_num_threads(1)
     use_weights(plan.weights)
+    usable(plan.device)
     names = [name for name in dict.fromkeys([*plan.metrics, *plan.extra_metrics]) if name not in SET_METRICS]
     _worker.update(
         plan=plan,
-        runners=load_runners(plan.methods, plan.models),
-        metrics={metric.name: metric for metric in make_metrics(names, plan.niqe_fit)},
+        runners=load_runners(plan.methods, plan.models, plan.device),
+        metrics={metric.name: metric for metric in make_metrics(names, plan.niqe_fit, plan.device)},
     )
 
 
@@ -123,7 +127,7 @@ def _measured(plan: Plan, task: str, pair: Pair, extra: bool) -> dict:
                 with clock("probes"):
                     values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
                     if runner.network is not None:
-                        values["bpp_estimated"] = estimated_bpp(runner.network, pair.degraded, level)
+                        values["bpp_estimated"] = estimated_bpp(runner.network, pair.degraded.to(plan.device), level)
             if task == CLEAN and method.codec != "raw" and method.order != "alone":
                 with clock("probes"):
                     plain = runner.plain.run(pair.degraded, level, task, memo).output

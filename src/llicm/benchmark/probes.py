@@ -23,7 +23,7 @@ def estimated_bpp(codec: Codec, x: Tensor, level: float) -> float:
     """Bits per pixel that a learned codec's likelihoods promise for X (3, H, W), without a header and a real coder."""
     height, width = x.shape[1:]
     padded = F.pad(x[None], (0, -width % codec.stride, 0, -height % codec.stride), mode="replicate")
-    return float(bits_per_pixel(codec.forward(padded, torch.tensor([float(level)]))["likelihoods"], height, width))
+    return float(bits_per_pixel(codec.forward(padded, padded.new_tensor([float(level)]))["likelihoods"], height, width))
 
 
 def kept_energy(decoded: Tensor, degraded: Tensor, ideal: Tensor) -> float | None:

@@ -57,7 +57,7 @@ class RawCodec:
 
     def compress(self, image: Tensor, level: float) -> bytes:
         self.shape = image.shape
-        return (image * 255).round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+        return (image * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().tobytes()
 
     def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).float() / 255, None
@@ -166,7 +166,7 @@ class Runner:
         if self.restorer is not None:
             output, more = self._restore(self.restorer, decoded, relative, task, clock)
             seconds += more
-        return Coded(data, quantize8(decoded), quantize8(output), seconds)
+        return Coded(data, quantize8(decoded).cpu(), quantize8(output).cpu(), seconds)
 
     def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
         """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting.
@@ -197,11 +197,12 @@ class Runner:
         return out, clock.seconds["restore"] - before
 
 
-def load_runners(methods: Sequence[Method], models: Path) -> list[Runner]:
+def load_runners(methods: Sequence[Method], models: Path, device: str = "cpu") -> list[Runner]:
     """Methods with their weights, each file read once.
 
     Args:
         models: folder of the trained models, `vlm` among them (see `llicm.vlm.conditioner`).
+        device: where networks compute.
 
     Raises:
         UserError: unknown codec, missing weights, or steps for a restorer that is no diffusion model.
@@ -211,8 +212,10 @@ def load_runners(methods: Sequence[Method], models: Path) -> list[Runner]:
 
     def restorer(path: Path) -> _Restorer:
         if path not in restorers:
-            network = load_part("restorer", path)
+            network = load_part("restorer", path).to(device)
             conditioner = conditioner_for(network, models / "vlm")
+            if conditioner is not None:
+                conditioner.to(device)
             restorers[path] = _Restorer(network, conditioner, getattr(network, "steps", None))
         return restorers[path]
 
@@ -229,7 +232,7 @@ def load_runners(methods: Sequence[Method], models: Path) -> list[Runner]:
         codec: RawCodec | LearnedCodec | FileCodec
         if method.learned:
             if method.codec not in networks:
-                networks[method.codec] = load_part("codec", models / method.codec / "codec.safetensors")
+                networks[method.codec] = load_part("codec", models / method.codec / "codec.safetensors").to(device)
             codec = LearnedCodec(networks[method.codec])
         elif method.codec == "raw":
             codec = RawCodec()

@@ -32,6 +32,10 @@ _model = click.option(
     "--model", type=PATH, envvar="LLICM_MODEL", show_envvar=True,
     help="Weights to use, one .safetensors file; default: those of the repository.",
 )  # fmt: skip
+_device = click.option(
+    "--device", metavar="NAME", default="cpu", show_default=True,
+    help="Where its networks compute, as PyTorch calls it: cpu, cuda, cuda:1, mps, ...",
+)  # fmt: skip
 _format = click.option(
     "--format", "wanted", type=click.Choice(["png", "jpg", "webp", "tif", "avif", "heic", "jxl"]),
     help="Kind of image to write where OUT leaves it open; default: png. PNG, WebP and TIFF keep the result exactly, "
@@ -59,16 +63,19 @@ _strength = click.option(
 # --- what the commands share ---
 
 
-def _load(path: Path | None, *parts: str, levels: Sequence[float] = (), coding: bool = False) -> "LLICM":
-    """The model of this file (None: the repository's), which must hold these parts, and have these levels.
+def _load(
+    path: Path | None, device: str, *parts: str, levels: Sequence[float] = (), coding: bool = False
+) -> "LLICM":  # fmt: skip
+    """The model of this file (None: the repository's) on a device, which must hold these parts, and have these levels.
 
     Raises:
-        Stop: it lacks one, or see `llicm.model.load_model`.
+        Stop: it lacks one, or there is no such device, or see `llicm.model.load_model`.
     """
+    from llicm.limits import usable
     from llicm.model import load_model
 
     try:
-        system = load_model(path, coding)
+        system = load_model(path, coding).to(usable(device))
     except UserError as error:
         raise Stop(str(error)) from None
     for part in parts:
@@ -200,10 +207,12 @@ def _one_of(**options: object) -> None:
 @_task
 @_strength
 @_model
+@_device
 @_force
 def compress(
     inputs: tuple[str, ...], output: str | None, level: float | None, bpp: float | None, size: int | None,
-    effort: int, as_captured: bool, task: str | None, strength: float, model: Path | None, force: bool,
+    effort: int, as_captured: bool, task: str | None, strength: float, model: Path | None,
+    device: str, force: bool,
 ) -> None:  # fmt: skip
     """Compress photos to .llicm files.
 
@@ -226,7 +235,9 @@ def compress(
         if job.target and job.target.suffix.lower() in files.FORMATS:
             raise UserError(f"{job.target}: a compressed file is no {job.target.suffix[1:]}; name it .llicm.")
     parts = ("codec", *(["prefilter"] if task or strength < 1 else []))
-    loaded = functools.cache(lambda: _load(model, *parts, levels=() if level is None else (level,), coding=True))
+    loaded = functools.cache(
+        lambda: _load(model, device, *parts, levels=() if level is None else (level,), coding=True)
+    )
 
     def work(job: Job) -> tuple[bytes, str]:
         from llicm.codec.bitstream import unpack
@@ -260,10 +271,11 @@ def compress(
 @_strength
 @_format
 @_model
+@_device
 @_force
 def decompress(
     inputs: tuple[str, ...], output: str | None, as_captured: bool, task: str | None, strength: float,
-    wanted: str | None, model: Path | None, force: bool,
+    wanted: str | None, model: Path | None, device: str, force: bool,
 ) -> None:  # fmt: skip
     """Decompress .llicm files to enhanced photos.
 
@@ -281,7 +293,7 @@ def decompress(
     if as_captured and (task or strength < 1):
         raise click.UsageError("--task and --strength say how to enhance, --as-captured not to: give one of them.")
     parts = ("codec", *([] if as_captured else ["restorer"]), *(["conditioner"] if task else []))
-    loaded = functools.cache(lambda: _load(model, *parts, coding=as_captured))
+    loaded = functools.cache(lambda: _load(model, device, *parts, coding=as_captured))
 
     def make(job: Job) -> tuple["Tensor", str]:
         from llicm.codec.bitstream import unpack
@@ -310,10 +322,11 @@ def decompress(
 @_strength
 @_format
 @_model
+@_device
 @_force
 def restore(
     inputs: tuple[str, ...], output: str | None, quality: int | None, bpp: float | None, size: int | None,
-    task: str | None, strength: float, wanted: str | None, model: Path | None, force: bool,
+    task: str | None, strength: float, wanted: str | None, model: Path | None, device: str, force: bool,
 ) -> None:  # fmt: skip
     """Enhance photos, and write them as images that any viewer opens.
 
@@ -329,7 +342,7 @@ def restore(
       llicm restore photos/ -o better/ --format jpg --quality 80
     """
     _one_of(quality=quality, bpp=bpp, bytes=size)
-    loaded = functools.cache(lambda: _load(model, "restorer", *(["conditioner"] if task else [])))
+    loaded = functools.cache(lambda: _load(model, device, "restorer", *(["conditioner"] if task else [])))
 
     def make(job: Job) -> tuple["Tensor", str]:
         from torch import no_grad
@@ -455,10 +468,11 @@ def inspect(inputs: tuple[str, ...], as_json: bool) -> None:
     "-o", "--output", metavar="CSV", type=click.Path(), help="File for the records; default, and -: standard output."
 )  # fmt: skip
 @_model
+@_device
 @_force
 def evaluate(
     inputs: tuple[str, ...], reference: Path | None, levels: tuple[float, ...] | None, metrics: tuple[str, ...],
-    task: str | None, output: str | None, model: Path | None, force: bool,
+    task: str | None, output: str | None, model: Path | None, device: str, force: bool,
 ) -> None:  # fmt: skip
     """Measure rate and quality on own photos.
 
@@ -494,8 +508,8 @@ def evaluate(
     from llicm.benchmark.metrics import make_metrics
     from llicm.images import quantize8
 
-    measures = make_metrics(list(metrics))
-    system = _load(model, "codec", "restorer", *(["conditioner"] if task else []), levels=levels or ())
+    system = _load(model, device, "codec", "restorer", *(["conditioner"] if task else []), levels=levels or ())
+    measures = make_metrics(list(metrics), device=device)
 
     def work(path: Path) -> list[dict[str, Any]]:
         x = files.read_photo(path)

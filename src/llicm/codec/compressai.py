@@ -14,6 +14,7 @@ compression research", arXiv 2011.03029; the architectures' papers are in its do
 """
 
 import contextlib
+import functools
 import math
 import textwrap
 import threading
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from llicm.codec.bitstream import Bitstream, frame, pack, quantize_level, unpack
 from llicm.codec.effort import check_effort
 from llicm.codec.entropy import Decoder, Encoder, Tables
-from llicm.codec.learned import STRIDE, BoundCodec, interpolate
+from llicm.codec.learned import STRIDE, BoundCodec, coding, interpolate
 from llicm.errors import BitstreamError, PictureError, UserError
 from llicm.limits import as_pictures, check_size, is_grey
 from llicm.registry import CODECS
@@ -136,8 +137,7 @@ class CompressAI(BoundCodec):
         self._forget()
         return super().load_state_dict(state_dict, strict, assign)
 
-    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
-    @torch.no_grad()
+    @coding
     def compress(self, x: Tensor, level: float, effort: int = 0) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
 
@@ -149,7 +149,7 @@ class CompressAI(BoundCodec):
             PictureError: x is no such picture. ValueError: it is too large, or level or effort is no such number, or
                 the latent is too large to code.
         """
-        x = as_pictures(x, 3)
+        x = as_pictures(x, 3).cpu()
         check_effort(effort)
         grey, (height, width) = is_grey(x), x.shape[-2:]
         if reason := _refused(width, height):
@@ -161,8 +161,7 @@ class CompressAI(BoundCodec):
         encoder.check()
         return pack(Bitstream(self._id(), height, width, level, encoder.finish(), grey))
 
-    @torch.autocast("cpu", enabled=False)
-    @torch.no_grad()
+    @coding
     def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Decompress the bytes of a `.llicm` file: the image (3, H, W) in [0, 1], grey if it was, and its level.
 
@@ -178,7 +177,7 @@ class CompressAI(BoundCodec):
         rows, columns = (math.ceil(side / STRIDE) for side in (stream.height, stream.width))
         decoder = Decoder(stream.payload, stream.frame)
         x_hat = self._code((strings, _scaled(shape, rows, columns)), stream.level, decoder)["x_hat"]
-        x_hat = x_hat[0, :, : stream.height, : stream.width]
+        x_hat = x_hat[0, :, : stream.height, : stream.width].to(self.device)
         if not bool(torch.isfinite(x_hat).all()):
             raise BitstreamError("the file does not decode to finite pixels: its encoder was an incompatible one")
         return x_hat.mean(0, keepdim=True).expand_as(x_hat) if stream.grey else x_hat, stream.level
@@ -194,7 +193,7 @@ class CompressAI(BoundCodec):
         network = self.networks[0]
         if level.is_integer():
             return network, {"s": round(level)}
-        gain = interpolate(network.Gain.detach().abs().log().view(-1, 1), torch.tensor([level]))
+        gain = interpolate(network.Gain.detach().abs().log().view(-1, 1), torch.tensor([level]).to(network.Gain))
         return network, {"inputscale": gain.exp().view(())}
 
     def _form(self, level: float) -> tuple[Any, Any]:
@@ -203,11 +202,17 @@ class CompressAI(BoundCodec):
         return coded["strings"], coded["shape"]
 
     def _code(self, what: Any, level: float, coder: Encoder | Decoder) -> dict:
-        """Compress a picture (1, 3, H, W), or decompress (strings, shape), with this coder in place of compressai's."""
-        network, options = self._at(level)
+        """Compress a picture (1, 3, H, W), or decompress (strings, shape), with this coder in place of compressai's.
+
+        On a device only the transforms g_a and g_s compute there, which no table depends on.
+        """
+        (there, _), (network, options) = self._at(level), self._exact()._at(level)
         calls, self._coding = _Calls(coder), {} if self._coding is None else self._coding
         with contextlib.ExitStack() as stack:
             stack.enter_context(_ANS)
+            for name in ("g_a", "g_s") if there is not network else ():
+                far = functools.partial(_sent, getattr(there, name), self.device)
+                stack.enter_context(mock.patch.object(getattr(network, name), "forward", far))
             if getattr(network, "vr_entbttlnck", False):  # tables of the hyper-latent depend on the level
                 network.update(force=True, scale=options.get("inputscale", network.Gain[options.get("s", 0)]))
                 stack.callback(network.update, force=True)
@@ -229,6 +234,11 @@ class CompressAI(BoundCodec):
             checks = network.g_s.register_forward_pre_hook(lambda *_: calls.end())
             stack.callback(checks.remove)  # no picture is made of symbols that no encoder has written
             return network.decompress(*what, **options)
+
+
+def _sent(network: nn.Module, device: torch.device, x: Tensor) -> Tensor:
+    """What a network on a device makes of x, which is on the processor."""
+    return network(x.to(device)).cpu()
 
 
 class _Calls:

@@ -388,7 +388,7 @@ class ContextCodec(LearnedCodec):
         for k, part in enumerate(self._slices):
             y_k, u = y[..., part], unit[..., part]
             known = torch.zeros_like(y_k)  # what is decoded, in units of the spread
-            order, residuals, scales = places(PASSES[k], *grid), [], []
+            order, residuals, scales = [at.to(y.device) for at in places(PASSES[k], *grid)], [], []
             for p, at in enumerate(order):
                 c = context[:, at]
                 if p:
@@ -439,7 +439,7 @@ class ContextCodec(LearnedCodec):
         super()._forget()
         self._whole: dict[nn.Module, Sequence[Tensor]] = {}
 
-    def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, y: Tensor, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor]:
         rows = y[0].flatten(1).T.contiguous()
 
         def choose(part: slice, at: Tensor, indexes: Tensor, means: Tensor) -> Tensor:

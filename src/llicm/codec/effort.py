@@ -51,7 +51,7 @@ def better(codec: Any, x: Tensor, *files: bytes) -> bytes:
 
     def cost(data: bytes) -> float:
         decoded, level = codec.decompress(data)
-        weight = float(codec.lambdas(torch.tensor([level]))) * 255**2
+        weight = float(codec.lambdas(torch.tensor([level], device=x.device))) * 255**2
         return 8 * len(data) / x[0].numel() + weight * float((decoded - x).double().square().mean())
 
     return min(files, key=cost)
@@ -77,7 +77,7 @@ def refine(codec: Any, x: Tensor, y: Tensor, z_hat: Tensor, level: float, steps:
                 return whole[..., rows, columns]
 
             tile = cut(y, 4)
-            changes = torch.zeros(tile.shape[2:])
+            changes = tile.new_zeros(tile.shape[2:])
             row, column = 4 * (top - seen[0][0]), 4 * (left - seen[1][0])
             changes[row : row + 4 * _TILE, column : column + 4 * _TILE] = 1
             _descend(codec, cut(x[None], codec.stride), tile, cut(z_hat, 1), changes, level, steps, noise)
@@ -89,7 +89,7 @@ def _descend(
     noise: torch.Generator,
 ) -> None:  # fmt: skip
     """Refine y in place where the map `changes` (4 h, 4 w) is one, by Adam (Kingma, Ba, ICLR 2015)."""
-    at, first, second = torch.tensor([level]), torch.zeros_like(y), torch.zeros_like(y)
+    at, first, second = torch.tensor([level], device=y.device), torch.zeros_like(y), torch.zeros_like(y)
     gains = codec.gains(at)
     weight = float(codec.lambdas(at)) * 255**2 / 3
     for step in range(steps):
@@ -100,7 +100,7 @@ def _descend(
             low = residual.detach().floor()
             share = (residual - low).clamp(1e-4, 1 - 1e-4)
             odds = (torch.atanh(share) - torch.atanh(1 - share)) / heat
-            drawn = torch.empty_like(share).uniform_(generator=noise).logit(1e-7)
+            drawn = torch.empty(share.shape).uniform_(generator=noise).to(share.device).logit(1e-7)
             return low + torch.sigmoid((odds + drawn) / heat)
 
         with torch.enable_grad():

@@ -10,10 +10,12 @@ Sources: Cui et al., "Asymmetric gained deep image compression", CVPR 2021 (gain
 levels); Minnen, Ballé, Toderici, "Joint autoregressive and hierarchical priors", NeurIPS 2018 (the hyper-latent).
 """
 
+import copy
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from llicm.weights import round_parameters
 
 __all__ = [
     "HYPER_LIMIT", "OCTAVE", "Block", "BoundCodec", "HyperSynthesis", "LearnedCodec", "Quantizer", "Transform",
-    "bands", "hyper_analysis", "zeroed",
+    "bands", "coding", "hyper_analysis", "zeroed",
 ]  # fmt: skip
 
 STRIDE = 64  # of the hyper-latent: sides are padded to multiples of it
@@ -45,6 +47,7 @@ OCTAVE = 64
 TABLE_STEP = 8
 
 Quantizer = Callable[[Tensor], Tensor]
+Method = TypeVar("Method", bound=Callable)
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
@@ -135,12 +138,51 @@ def hyper_analysis(N: int, M: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+def coding(method: Method) -> Method:
+    """A method of a module that codes: without gradients, in float32 and not TF32, wherever the weights are. The result
+    is the same, whatever surrounds the call."""
+
+    @functools.wraps(method)
+    def exactly(self: nn.Module, *args: Any, **options: Any) -> Any:
+        device, cudnn = next(self.parameters()).device.type, torch.backends.cudnn  # type: str, Any
+        usual = cudnn.conv.fp32_precision
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast(device, enabled=False):
+            if device == "cpu":
+                return method(self, *args, **options)
+            try:
+                cudnn.conv.fp32_precision = "ieee"
+                return method(self, *args, **options)
+            finally:
+                cudnn.conv.fp32_precision = usual
+
+    return cast(Method, exactly)
+
+
 class BoundCodec(nn.Module):
-    """A codec whose files tell which weights wrote them; `config` has its `lambdas`, one for each level."""
+    """A codec whose files tell which weights wrote them; `config` has its `lambdas`, one for each level.
+
+    On a device its float networks compute there. All that must be the same on every machine, tables and symbols, is
+    left to a copy on the processor, `_exact`.
+    """
 
     config: dict[str, Any]
     _coding: Any  # what `_forget` makes anew, as the tables in the coder's form
     _cached_id: bytes | None
+    _copies: list[Self]  # none or one, in a list: a module would take it for a part of itself
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def _exact(self) -> Self:
+        """The same codec on the processor."""
+        if self.device.type == "cpu":
+            return self
+        if not self._copies:
+            self._forget()
+            self._copies = [copy.deepcopy(self).cpu()]
+        return self._copies[0]
 
     @property
     def levels(self) -> int:
@@ -174,7 +216,7 @@ class BoundCodec(nn.Module):
         return super().train(mode)
 
     def _forget(self) -> None:
-        self._coding = self._cached_id = None
+        self._coding, self._cached_id, self._copies = None, None, []
 
 
 class LearnedCodec(BoundCodec):
@@ -265,7 +307,7 @@ class LearnedCodec(BoundCodec):
         """Probabilities of the symbols -n to n of this standard deviation, and of all beyond."""
         raise NotImplementedError
 
-    def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, y: Tensor, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """Of y (1, M, 4 h, 4 w) tables (0: not coded) and residuals (M, 4 h, 4 w), from symbols of z (1, N, h, w)."""
         raise NotImplementedError
 
@@ -288,6 +330,10 @@ class LearnedCodec(BoundCodec):
 
         The weights are rounded to what a file holds (see `llicm.weights`), so that the saved model is this one.
         """
+        if (exact := self._exact()) is not self:
+            exact.update()
+            self.load_state_dict(exact.state_dict())
+            return
         round_parameters(self)
         counts, first = self.eb_z.update()
         for index in range(self.tables):
@@ -302,12 +348,12 @@ class LearnedCodec(BoundCodec):
         self._forget()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self.frequencies = torch.zeros_like(state_dict["frequencies"])  # their number is known after training only
+        # their number is known after training only
+        self.frequencies = torch.zeros_like(state_dict["frequencies"], device=self.device)
         self._forget()
         return super().load_state_dict(state_dict, strict, assign)
 
-    @torch.autocast("cpu", enabled=False)  # the same bytes, whatever surrounds the call
-    @torch.no_grad()
+    @coding
     def compress(self, x: Tensor, level: float, effort: int = 0) -> bytes:
         """Compress one image to the bytes of a `.llicm` file.
 
@@ -318,12 +364,12 @@ class LearnedCodec(BoundCodec):
         Raises:
             PictureError: x is no such picture. ValueError: it is too large, or level or effort is no such number.
         """
-        x, effort = as_pictures(x, 3), check_effort(effort)
+        x, effort, exact = as_pictures(x, 3).to(self.device), check_effort(effort), self._exact()
         grey, (height, width) = is_grey(x), x.shape[-2:]
         if reason := check_size(width, height):
             raise ValueError(f"image of {reason}")
         level = quantize_level(min(max(float(level), 0.0), self.levels - 1.0))
-        at = torch.tensor([level])
+        at = torch.tensor([level], device=self.device)
         gain, _ = self.gains(at)
 
         def analyse(rows: Tensor) -> Tensor:
@@ -337,15 +383,15 @@ class LearnedCodec(BoundCodec):
         z_hat = z.round().clamp(-HYPER_LIMIT, HYPER_LIMIT)
 
         def file(y: Tensor) -> bytes:
-            indexes, residual = self._encode(y, z_hat, level, gain)
-            payload = self.code(z_hat[0], indexes, residual, frame(height, width, level, grey))
+            symbols = z_hat.cpu()
+            indexes, residual = exact._encode(y.cpu(), symbols, level)
+            payload = exact.code(symbols[0], indexes, residual, frame(height, width, level, grey))
             return pack(Bitstream(self._id(), height, width, level, payload, grey))
 
         data = file(y)
         return better(self, x, data, file(refine(self, x, y, z_hat, level, effort))) if effort else data
 
-    @torch.autocast("cpu", enabled=False)
-    @torch.no_grad()
+    @coding
     def decompress(self, data: bytes) -> tuple[Tensor, float]:
         """Decompress the bytes of a `.llicm` file.
 
@@ -358,17 +404,18 @@ class LearnedCodec(BoundCodec):
         stream = unpack(data, self._id())
         if stream.level > self.levels - 1:
             raise BitstreamError(f"level {stream.level:g} is beyond this model's {self.levels - 1}")
-        at = torch.tensor([stream.level])
+        at = torch.tensor([stream.level], device=self.device)
         _, inverse = self.gains(at)
-        values, side = self._read(stream)[3], BlockDCT.STRIDE
+        values, side = self._exact()._read(stream)[3], BlockDCT.STRIDE
 
         def synthesise(values: Tensor) -> Tensor:
-            x_hat = self._synthesise(self._steps(values) * inverse, at)[..., : stream.width].clamp_(0, 1)
+            y_hat = self._steps(values.to(self.device)) * inverse
+            x_hat = self._synthesise(y_hat, at)[..., : stream.width].clamp_(0, 1)
             if not bool(torch.isfinite(x_hat.sum())):  # clamped values have a finite sum, but for NaN
                 raise BitstreamError("the file does not decode to finite pixels: its encoder was an incompatible one")
             return x_hat.mean(1, keepdim=True).expand_as(x_hat) if stream.grey else x_hat
 
-        x_hat = torch.empty(1, 3, stream.height, stream.width)
+        x_hat = torch.empty(1, 3, stream.height, stream.width, device=self.device)
         by_strips(synthesise, [values[None]], [1], self.reach, side * stream.width, into=x_hat)
         return x_hat[0], stream.level
 
@@ -416,8 +463,7 @@ class LearnedCodec(BoundCodec):
         residual[coded] = decoder.symbols(self._tables()[1], flat[coded])
         return torch.from_numpy(residual).view_as(indexes)
 
-    @torch.autocast("cpu", enabled=False)
-    @torch.no_grad()
+    @coding
     def latent(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols of z (N, h, w), tables and residuals of y (M, 4 h, 4 w): all that is coded, exact on any machine.
 
@@ -426,7 +472,7 @@ class LearnedCodec(BoundCodec):
         Raises:
             BitstreamError: the payload was not made for this image.
         """
-        z_hat, indexes, residual, _ = self._read(stream)
+        z_hat, indexes, residual, _ = self._exact()._read(stream)
         return z_hat, indexes, residual
 
     def _read(self, stream: Bitstream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -463,7 +509,7 @@ class LearnedCodec(BoundCodec):
             if not len(self.frequencies):
                 raise UserError("this codec has no tables yet: train it to the end (`dvc repro`), or call update()")
             ends = self.lengths.cumsum(0)[:-1].tolist()
-            parts, first, n = np.split(self.frequencies.numpy(), ends), self.first.tolist(), self.config["N"]
+            parts, first, n = np.split(self.frequencies.cpu().numpy(), ends), self.first.tolist(), self.config["N"]
             self._coding = Tables(parts[:n], first[:n]), Tables(parts[n:], first[n:])
         return self._coding
 

@@ -87,9 +87,9 @@ class MeanScaleHyperprior(LearnedCodec):
         edges = ndtr((np.arange(-most, most + 2) - 0.5) / scale)
         return np.append(np.diff(edges), 2 * edges[0])
 
-    def _encode(self, y: Tensor, z_hat: Tensor, level: float, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, y: Tensor, z_hat: Tensor, level: float) -> tuple[Tensor, Tensor]:
         tables, residuals = torch.empty(y.shape[1:], dtype=torch.uint8), torch.empty(y.shape[1:])
-        for rows, indexes, means in self._indexes_and_means(z_hat, level, gain):
+        for rows, indexes, means in self._indexes_and_means(z_hat, level):
             tables[:, rows] = indexes
             residuals[:, rows] = torch.where(indexes > 0, (y[0, :, rows] - means).round(), 0.0)
         return tables, residuals
@@ -98,8 +98,7 @@ class MeanScaleHyperprior(LearnedCodec):
         tables: list[Tensor] = []
         residuals: list[Tensor] = []
         values: list[Tensor] = []
-        gain, _ = self.gains(torch.tensor([level]))
-        for rows, indexes, means in self._indexes_and_means(z_hat, level, gain):
+        for rows, indexes, means in self._indexes_and_means(z_hat, level):
             residual = self._fetch(decoder, indexes).float()
             if rows.start == 0 and rows.stop < 4 * z_hat.shape[2]:
                 decoder.check()
@@ -111,10 +110,11 @@ class MeanScaleHyperprior(LearnedCodec):
         for start, stop in bands(height // 4, width // 4):
             yield slice(None), torch.arange(4 * start * width, 4 * stop * width)
 
-    def _indexes_and_means(self, z_hat: Tensor, level: float, gain: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _indexes_and_means(self, z_hat: Tensor, level: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Band by band: rows of y; for each symbol its table (uint8, 0: not coded), by integers alone, and its mean in
         quantiser steps."""
-        offset, unit = self._offset(level).int()[:, None, None], (gain * self.unit)[0]
+        offset = self._offset(level).int()[:, None, None]
+        unit = (self.gains(torch.tensor([level]))[0] * self.unit)[0]
         for start, stop in bands(*z_hat.shape[2:]):
             log_scale, mean = self.h_s.rows(z_hat, start, stop)[0].chunk(2)
             yield slice(4 * start, 4 * stop), self._index(log_scale, offset), unit * mean

@@ -84,13 +84,16 @@ def run_benchmark(
             if not path.is_dir():
                 raise UserError(f"{path}: no such models; run `dvc repro` first.")
         measured = tuple(metrics or group.metrics or parameters.evaluate.metrics)
-        determined = {**settings, "group": group.model_dump(), "metrics": measured, "seed": parameters.seed}
+        determined = {
+            **settings, "group": group.model_dump(), "metrics": measured, "seed": parameters.seed,
+            "device": parameters.evaluate.device,
+        }  # fmt: skip
         used = [path for path in (work / "pairs", *needed, models / "vlm", fit) if path.exists()]
         checkpoint = Checkpoint(f"benchmark-{name}", determined, inputs=used, root=root / ".run" / "scratch")
         plan = Plan(
             methods=[method for method in parameters.methods if method.group == name], models=models, metrics=measured,
-            niqe_fit=fit, streams=work / "bitstreams" / name, weights=parameters.evaluate.weights,
-            keep=checkpoint.folder,
+            niqe_fit=fit, streams=work / "bitstreams" / name, device=parameters.evaluate.device,
+            weights=parameters.evaluate.weights, keep=checkpoint.folder,
         )  # fmt: skip
         print(f"codec group {name}", file=sys.stderr)
         rows = evaluate_group(

@@ -28,7 +28,8 @@ def evaluate(stage: Stage) -> list[dict]:
     plan = Plan(
         methods=methods_here(stage, name), models=models, niqe_fit=fit,
         metrics=tuple(group.metrics or measured.metrics), extra_metrics=tuple(group.extra_metrics or ()),
-        streams=stage.output(f"artifacts/bitstreams/{name}"), weights=measured.weights, keep=checkpoint.folder,
+        streams=stage.output(f"artifacts/bitstreams/{name}"), device=measured.device, weights=measured.weights,
+        keep=checkpoint.folder,
     )  # fmt: skip
     records = evaluate_group(
         plan, pairs, group.tasks or parameters.tasks, measured.workers, extra=parameters.extra, images=group.images,

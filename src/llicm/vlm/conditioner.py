@@ -82,7 +82,7 @@ class Conditioner(nn.Module):
         Args:
             hints: for each image the degradation in words, whose embedding then replaces that of the image, or None.
         """
-        decoded, size = as_pictures(decoded, bounded=False), self.model.image_size
+        decoded, size = as_pictures(decoded, bounded=False).to(self.model.logit_scale.device), self.model.image_size
         if self.view == "whole" or (decoded.shape[2], decoded.shape[3]) == size:
             parts = [image[None] for image in decoded]
         else:
@@ -121,7 +121,7 @@ class Conditioner(nn.Module):
         if new:
             tokens = tokenize(new, self.model.clip_config).to(self.model.logit_scale.device)
             self._known |= dict(zip(new, self.model.encode_text(tokens), strict=True))
-        return torch.stack([self._known[word] for word in words])
+        return torch.stack([self._known[word].to(self.model.logit_scale.device) for word in words])
 
     def recognise(self, decoded: Tensor, words: Sequence[str] = WORDS) -> Tensor:
         """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1."""
