@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tutorials in notebooks/explore: they run, show what they say, and write nothing outside a temporary folder."""
+"""The tutorials in notebooks/explore run, show what they say, and write nothing outside a temporary folder.
+
+The site of this repository shows them: its test, which takes the notebooks as they were executed, is here too.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from test_by_hand import RUN
+from test_site import check_links
+
+from llicm.provenance import site
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks/explore").glob("*.ipynb"))
@@ -92,8 +98,14 @@ def state():
     return found
 
 
+@pytest.fixture(scope="module")
+def executed():
+    """Name -> the notebook as it was executed, for those whose test has run."""
+    return {}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_shows_what_it_says_and_writes_nothing(path, tmp_path):
+def test_it_runs_shows_what_it_says_and_writes_nothing(path, tmp_path, executed):
     notebook = nbformat.read(path, 4)
     end = f"assert not [name for name in _changed if not name.startswith(({str(tmp_path)!r}, '/dev/'))], _changed"
     watch, *shows = (nbformat.v4.new_code_cell(text) for text in (WATCH, SHOWS[path.stem], end))
@@ -113,9 +125,11 @@ def test_it_runs_shows_what_it_says_and_writes_nothing(path, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert state() == before
-    executed = nbformat.read(tmp_path / path.name, 4)
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    found = nbformat.read(tmp_path / path.name, 4)
+    outputs = [output for cell in found.cells for output in cell.get("outputs", [])]
     assert any({"image/png", "image/jpeg"} & set(output.get("data", {})) for output in outputs)
+    found.cells = found.cells[1 : -len(shows)]
+    executed[path.name] = found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -126,3 +140,36 @@ def test_it_is_kept_without_outputs_and_asks_before_it_answers(path):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert sum(text.count("**Question.**") for text in texts) >= 3
     assert any("$$" in text for text in texts)
+
+
+def test_the_site_of_this_repository(tmp_path, executed, monkeypatch):
+    """Sphinx executes one notebook, and those whose test has not run."""
+
+    def gather(root, source, gathered=site._gather):
+        gathered(root, source)
+        for path in NOTEBOOKS[:-1]:
+            if notebook := executed.get(path.name):
+                notebook.metadata["mystnb"] = {"execution_mode": "off"}
+                nbformat.write(notebook, source / "notebooks/explore" / path.name)
+
+    monkeypatch.setattr(site, "_gather", gather)
+    found = check_links(site.build_site(ROOT, tmp_path / "report").parent)
+    names = {path.relative_to(tmp_path / "report").as_posix() for path in found}
+    documents = {f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} - {"docs/menu.html"}
+    modules = {
+        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "src/llicm").rglob("*.py") if path.name != "__main__.py"
+    }  # fmt: skip
+    assert documents | {f"docs/api/{module}.html" for module in modules} <= names
+    front = found[tmp_path / "report/README.html"]
+    assert documents <= set(front.links), "docs/menu.md lists every document"
+    for path in (ROOT / "notebooks/explore").glob("*.ipynb"):  # executed
+        page = found[tmp_path / f"report/notebooks/explore/{path.stem}.html"]
+        assert f"notebooks/explore/{path.stem}.html" in front.links and page.images
+        assert all(image["alt"] for image in page.images)
+    for study in ("", "profiles/study/"):
+        assert f"lineage/{study}results/figures/figure_4_psnr.png.html" in names
+        assert f"{study}results/README.html" in front.links
+    audited = " ".join(found[tmp_path / "report/lineage/results/figures/figure_4_psnr.png.html"].text.split())
+    for words in ("build/5_figures.ipynb", "build/figures.json", "artifacts/records", "benchmark", "init/context"):
+        assert words in audited  # code, its list of modules, inputs, parameters, data; with or without a run

@@ -374,30 +374,6 @@ def test_the_command(study, monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_the_site_of_this_repository(tmp_path):
-    found = check_links(build_site(ROOT, tmp_path / "report").parent)
-    names = {path.relative_to(tmp_path / "report").as_posix() for path in found}
-    documents = {f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} - {"docs/menu.html"}
-    modules = {
-        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
-        for path in (ROOT / "src/llicm").rglob("*.py") if path.name != "__main__.py"
-    }  # fmt: skip
-    assert documents | {f"docs/api/{module}.html" for module in modules} <= names
-    front = found[tmp_path / "report/README.html"]
-    assert documents <= set(front.links), "docs/menu.md lists every document"
-    for path in (ROOT / "notebooks/explore").glob("*.ipynb"):  # executed
-        page = found[tmp_path / f"report/notebooks/explore/{path.stem}.html"]
-        assert f"notebooks/explore/{path.stem}.html" in front.links and page.images
-        assert all(image["alt"] for image in page.images)
-    for study in ("", "profiles/study/"):
-        assert f"lineage/{study}results/figures/figure_4_psnr.png.html" in names
-        assert f"{study}results/README.html" in front.links
-    audited = " ".join(found[tmp_path / "report/lineage/results/figures/figure_4_psnr.png.html"].text.split())
-    for words in ("build/5_figures.ipynb", "build/figures.json", "artifacts/records", "benchmark", "init/context"):
-        assert words in audited  # code, its list of modules, inputs, parameters, data; with or without a run
-
-
 # --- the picture of a pipeline -----------------------------------------------------------------------------
 STAGES = [
     "data", "code", "degrade", "vlm", *(f"train@{i}" for i in range(8)), *(f"test@{i}" for i in range(8)), "figures",

@@ -41,3 +41,9 @@ def test_nothing_heavy_is_loaded(tmp_path, name):
     assert not loaded("compress", str(photo), "--level", "1", "--model", str(model)) & (HEAVY | OF_CLIP)
     decoded = loaded("decompress", str(photo.with_suffix(".llicm")), "--as-captured", "--model", str(model))
     assert not decoded & (HEAVY | OF_CLIP)
+
+
+def test_the_first_stage_loads_no_networks():
+    """It is run before any other, also if nothing is to do."""
+    program = "import llicm.pipeline.code, sys; sys.exit(any(map(sys.modules.get, ('torch', 'rfc3987_syntax'))))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -9,16 +9,19 @@ an installed package (groups `llicm.codec` and `llicm.restorer`), or as an impor
 So a new part is one new file, and nothing else imports it: what was trained without it stays up to date.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from llicm.errors import UserError
+
+if TYPE_CHECKING:  # the first stage of the pipeline looks for names alone, and is run often
+    from torch import Tensor, nn
 
 
 class Codec(Protocol):

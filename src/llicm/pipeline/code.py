@@ -18,6 +18,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[0] = str(SOURCE)  # import this checkout, whatever is installed
 
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # as in run.py
+
 import ast  # noqa: E402
 import functools  # noqa: E402
 import importlib.util  # noqa: E402
@@ -34,6 +36,7 @@ from llicm.methods import NONE  # noqa: E402
 from llicm.parameters import Model, Parameters, load  # noqa: E402
 from llicm.provenance.lineage import digest  # noqa: E402
 from llicm.provenance.pull import pull  # noqa: E402
+from llicm.registry import CODECS, RESTORERS  # noqa: E402
 
 PACKAGE = "llicm"
 NOTHING = "artifacts/models/none"  # what a stage depends on that does without a model
@@ -113,8 +116,6 @@ def stages_of(parameters: Parameters) -> dict[str, tuple[str, list[str]]]:
 
 def _parts(parameters: Parameters, names: Iterable[str]) -> set[str]:
     """Modules of these codecs, and of the parts that these models build or get from the models that they start from."""
-    from llicm.registry import CODECS, RESTORERS  # loads torch
-
     found: set[str] = set()
     queue, seen = list(names), set()
     while queue:
