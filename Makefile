@@ -24,7 +24,9 @@ $(READY): requirements.txt pyproject.toml
 	"$$python" -m venv .venv || { \
 	  echo "error: $$python cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3.11-venv)" >&2; \
 	  exit 1; }
-	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps -r requirements.txt
+	@# in two processes; Python compiles what is imported, which is little of it
+	grep -v '^#' requirements.txt | xargs -P 2 -n 20 .venv/bin/python -m pip install \
+	  --disable-pip-version-check -q --no-deps --no-compile
 	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
