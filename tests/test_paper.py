@@ -2,7 +2,8 @@
 """The study at the paper's size: what it needs is told before anything runs, and all its stages work at full size.
 
 The dry run has the full-size networks with random weights under the official names, and everything else small: two
-updates, two tasks, two pictures of 64 pixels, a step of the diffusion. `pytest tests/test_paper.py -k dry -s` shows it.
+updates, two tasks, one or two pictures of 64 pixels, a step of the diffusion. `pytest tests/test_paper.py -k dry -s`
+shows it.
 """
 
 import json
@@ -55,7 +56,7 @@ def pictures(folder: Path, count: int, seed: int) -> None:
 def lay_out(root: Path, weights: bool = True) -> None:
     """All that the profile needs: tiny sets in DA-CLIP's layout, and files of weights."""
     photos = root / PROFILE / "photos"
-    pictures(photos / "test", 2, 0)
+    pictures(photos / "test", 1, 0)
     shutil.copytree(ROOT / "data/train", photos / "train")  # NIQE's fit needs real ones
     for seed, word in enumerate(PARAMETERS.tasks, 1):
         for number, folder in enumerate(("train", "val")):
