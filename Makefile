@@ -24,9 +24,8 @@ $(READY): requirements.txt pyproject.toml
 	"$$python" -m venv .venv || { \
 	  echo "error: $$python cannot make a virtual environment; install its venv module (Debian, Ubuntu: python3.11-venv)" >&2; \
 	  exit 1; }
-	@# in two processes; Python compiles what is imported, which is little of it
-	grep -v '^#' requirements.txt | xargs -P 2 -n 20 .venv/bin/python -m pip install \
-	  --disable-pip-version-check -q --no-deps --no-compile
+	@# in two processes
+	grep -v '^#' requirements.txt | xargs -P 2 -n 20 .venv/bin/python -m pip install --disable-pip-version-check -q --no-deps
 	.venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
