@@ -64,6 +64,8 @@ def test_which_method_is_best_where_is_said_in_words():
     )
     assert best_where(curves | {"c": curve([3.0, 4.0], [1.0, 2.0])}, psnr) == "these curves have no rate in common."
     assert best_where({}, psnr) == "these curves have no rate in common."
+    same = {"llicm": curves["llicm"], "a>b": curve([0.1, 1.0], [20.01, 22.01])}
+    assert best_where(same, psnr) == "llicm is best from 0.10 to 1.00 bpp."  # 0.01 dB is no lead
 
 
 def test_diagrams_are_drawn_the_same_each_time():

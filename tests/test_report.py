@@ -493,12 +493,7 @@ def study(records, parameters, tmp_path):
     steps = [more[more["level"] == "2"].assign(method=f"irsde-{n}", family="irsde-steps") for n in (1, 10)]
     probes = [
         records[records["method"] == name].assign(metric=probe, value=0.5)
-        for name, probe in (
-            ("jpeg", "kept"),
-            ("llicm", "kept"),
-            ("llicm", "bpp_estimated"),
-            ("rdo>restorer", "bpp_estimated"),
-        )
+        for name, probe in (("jpeg", "kept"), ("llicm", "kept"), ("llicm", "bpp_estimated"))
     ]
     lost = {"llicm": [0.1, 0.6], "rdo>restorer": [0.0, 29.0]}  # dB, of the images of each level
     for name, values in lost.items():

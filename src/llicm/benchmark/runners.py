@@ -15,7 +15,7 @@ from torch import Tensor
 from llicm.codec.conventional import ConventionalCodec, find_codec
 from llicm.errors import UserError
 from llicm.framework import LLICM
-from llicm.images import quantize8
+from llicm.images import quantize8, to_pixels
 from llicm.methods import Method
 from llicm.vlm.conditioner import Conditioner, Oracle, conditioner_for
 from llicm.weights import load_part
@@ -23,12 +23,14 @@ from llicm.weights import load_part
 
 @dataclass(frozen=True)
 class Coded:
-    """The bytes of one compressed image, the decoded image, and the method's output, each (3, H, W) in [0, 1].
+    """The bytes of one compressed image, what was compressed, the decoded image, and the method's output, each
+    (3, H, W) in [0, 1].
 
-    `seconds` is what restoration took, with the look at the image by the vision-language model.
+    `source` is X, or X as the prefilter restores it. `seconds` is what restoration took, with the look at the image by the vision-language model.
     """
 
     data: bytes
+    source: Tensor
     decoded: Tensor
     output: Tensor
     seconds: float = 0.0
@@ -56,11 +58,12 @@ class RawCodec:
     """No compression: 8-bit RGB samples, 24 bpp; the reference that shows what restoration alone does."""
 
     def compress(self, image: Tensor, level: float) -> bytes:
-        self.shape = image.shape
-        return (image * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy().tobytes()
+        pixels = to_pixels(image)
+        self.shape = pixels.shape
+        return pixels.tobytes()
 
     def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).float() / 255, None
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).permute(2, 0, 1).float() / 255, None
 
 
 class LearnedCodec:
@@ -166,7 +169,7 @@ class Runner:
         if self.restorer is not None:
             output, more = self._restore(self.restorer, decoded, relative, task, clock)
             seconds += more
-        return Coded(data, quantize8(decoded).cpu(), quantize8(output).cpu(), seconds)
+        return Coded(data, x, quantize8(decoded).cpu(), quantize8(output).cpu(), seconds)
 
     def at_bpp(self, x: Tensor, target: float, task: str | None = None) -> Coded:
         """The result whose rate is nearest to `target` bits per pixel, by bisection over the codec's setting.

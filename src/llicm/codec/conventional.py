@@ -58,6 +58,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from llicm.errors import BitstreamError, UserError
+from llicm.images import to_pixels
 from llicm.limits import as_pictures, check_size
 from llicm.registry import CODECS
 
@@ -174,9 +175,8 @@ class ConventionalCodec:
         height, width = image.shape[1:]
         if problem := check_size(width, height):
             raise UserError(f"{self.name} cannot write a picture of {problem}.")
-        pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         try:
-            return self.write(np.ascontiguousarray(pixels), int(quality))
+            return self.write(to_pixels(image), int(quality))
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise UserError(f"{self.name} cannot write a picture of {width}x{height} pixels: {error}.") from error
 

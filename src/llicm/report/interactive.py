@@ -175,6 +175,8 @@ def _line(curve: Curve) -> dict[str, list]:
 def best_where(curves: Mapping[str, Curve], info: MetricInfo) -> str:
     """In words which of some curves is best at which rates, among those that all have, and how far above the first.
 
+    The first stays the best where no other is ahead of it by a hundredth of its own range: that is no lead to speak of.
+
     Args:
         curves: by method. They are compared along straight lines between their points over the logarithm of the rate.
     """
@@ -187,7 +189,8 @@ def best_where(curves: Mapping[str, Curve], info: MetricInfo) -> str:
     rates = np.geomspace(low, high, 101)
     sign = -1 if info.lower_better else 1
     values = np.array([sign * np.interp(np.log(rates), np.log(c.bpp), c.value) for c in curves.values()])
-    names, best = list(curves), values.argmax(axis=0)
+    names, ahead = list(curves), values.max(axis=0) - values[0]
+    best = np.where(ahead > 0.01 * np.ptp(values[0]), values.argmax(axis=0), 0)
     said = []
     for winner, places in groupby(range(len(rates)), key=lambda place: best[place]):
         start, *rest = places
