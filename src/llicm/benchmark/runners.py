@@ -63,7 +63,9 @@ class RawCodec:
         return pixels.tobytes()
 
     def decompress(self, data: bytes) -> tuple[Tensor, float | None]:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).permute(2, 0, 1).float() / 255, None
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(self.shape).permute(
+            2, 0, 1
+        ).float() / 255, None
 
 
 class LearnedCodec:
