@@ -20,7 +20,7 @@ PROBES = {"bpp_estimated": "estimated rate", "kept": "degradation kept in X̂", 
 
 @torch.no_grad()
 def estimated_bpp(codec: Codec, x: Tensor, level: float) -> float:
-    """Bits per pixel that a learned codec's likelihoods promise for what it compresses, (3, H, W), without a header and a real coder."""
+    """Bits per pixel that a learned codec's likelihoods promise for a picture (3, H, W), without header or coder."""
     height, width = x.shape[1:]
     padded = F.pad(x[None], (0, -width % codec.stride, 0, -height % codec.stride), mode="replicate")
     return float(bits_per_pixel(codec.forward(padded, padded.new_tensor([float(level)]))["likelihoods"], height, width))

@@ -26,7 +26,8 @@ class Coded:
     """The bytes of one compressed image, what was compressed, the decoded image, and the method's output, each
     (3, H, W) in [0, 1].
 
-    `source` is X, or X as the prefilter restores it. `seconds` is what restoration took, with the look at the image by the vision-language model.
+    `source` is X, or X as the prefilter restores it. `seconds` is what restoration took, with the look
+    at the image by the vision-language model.
     """
 
     data: bytes
