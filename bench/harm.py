@@ -40,7 +40,7 @@ def measure(system: LLICM, ideal: Tensor, x: Tensor, level: float) -> dict:
     """PSNR without restoring, restored as far as the recogniser is sure, and restored wholly; and how surely something
     is wrong with what it is restored from."""
     free = LLICM(codec := system.codec, system.restorer, system.conditioner, system.prefilter)
-    free.sureness = lambda context, hints=None: x.new_ones(1)  # type: ignore[method-assign]
+    free.sureness = lambda image, context, hints=None: (x.new_ones(1), x.new_ones(1))  # type: ignore[method-assign]
     values = {"plain": codec.decompress(codec.compress(x, level))[0]}
     values |= {name: s.decompress(s.compress(x, level))[1] for name, s in (("bounded", system), ("whole", free))}
     looked = values["plain"] if system.prefilter is None else x

@@ -12,6 +12,7 @@ from llicm.codec.learned import LearnedCodec
 from llicm.objectives import bits_per_pixel
 from llicm.parameters import Parameters, read, validate
 from llicm.registry import CODECS
+from llicm.vlm.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "profiles/smoke/params.yaml"
@@ -29,6 +30,15 @@ def small_codec() -> LearnedCodec:
     codec = CODECS.make(**CODEC)
     codec.update()
     return codec
+
+
+def always(wrong: float, tonal: float = 1.0, width: int = 16) -> Judge:
+    """A judge to whom something is wrong with every picture with that probability, and with its tones."""
+    judge = Judge(width, [True])
+    torch.nn.init.zeros_(judge.layers[-1].weight)
+    judge.layers[-1].bias.data = torch.tensor([0.0, torch.tensor(wrong).logit()])
+    judge.sums[0, 1] = tonal / max(wrong, 1e-9)
+    return judge.eval()
 
 
 def start(**files: str) -> dict[str, str]:

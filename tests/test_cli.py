@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small import always
 from torch import nn
 
 from llicm import cli
@@ -23,7 +24,7 @@ from llicm.cli.common import METRICS, TASKS
 from llicm.codec.bitstream import Bitstream, pack, unpack
 from llicm.degradations import DEGRADATIONS
 from llicm.errors import UserError
-from llicm.framework import LLICM
+from llicm.framework import LLICM, SURE
 from llicm.images import quantize8, read_image, write_png
 from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.checkpoint import load_daclip, official_names
@@ -469,14 +470,13 @@ def test_restore(here, model, capsys):
 
 def test_the_line_says_what_was_seen_and_how_surely(here, capsys, small, tiny_daclip, monkeypatch):
     def said(share, command, *options):
-        judge = torch.zeros(33)
-        judge[-1] = torch.tensor(share).logit()
-        system = LLICM(small.codec, Spy(), Conditioner(tiny_daclip, "windows", judge=judge), Spy())
+        conditioner = Conditioner(tiny_daclip, "windows", judge=always(share))
+        system = LLICM(small.codec, Spy(), conditioner, Spy())
         made = types.SimpleNamespace(load_model=lambda path=None, coding=False: system)
         monkeypatch.setitem(sys.modules, "llicm.model", made)
         return run(capsys, command, *options, "--force").out
 
-    for share, seen in [(0.99, r"[a-z-]+ \d+%, restored"), (0.25, r"[a-z-]+ \d+%, restored by 50%")]:
+    for share, seen in [(0.99, r"[a-z-]+ \d+%, restored"), (sum(SURE) / 2, r"[a-z-]+ \d+%, restored by 50%")]:
         for command, file in (("compress", "a.png"), ("decompress", "a.llicm"), ("restore", "a.png")):
             line = said(share, command, file)
             assert re.search(f"  {seen}\n$", line) and "  clean" not in line

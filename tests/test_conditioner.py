@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from llicm.errors import UserError
 from llicm.registry import RESTORERS
 from llicm.vlm.checkpoint import save_daclip
-from llicm.vlm.clip import WORDS, preprocess
+from llicm.vlm.clip import WORDS, preprocess, windows
 from llicm.vlm.conditioner import (
     Conditioner,
     Oracle,
@@ -17,7 +17,6 @@ from llicm.vlm.conditioner import (
     conditioner_state,
     load_conditioner,
     save_conditioner,
-    windows,
 )  # fmt: skip
 from llicm.weights import write
 

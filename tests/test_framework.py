@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small import always
 
 from llicm.framework import LLICM, SURE
 from llicm.images import quantize8
@@ -35,11 +36,9 @@ def listening(context):
     return model.eval()
 
 
-def sure(tiny_daclip, share):
+def sure(tiny_daclip, *probabilities):
     """A conditioner to whom something is wrong with every picture with that probability."""
-    judge = torch.zeros(33)
-    judge[-1] = torch.tensor(share).logit()
-    return Conditioner(tiny_daclip, "windows", judge=judge)
+    return Conditioner(tiny_daclip, "windows", judge=always(*probabilities))
 
 
 def test_naming_the_degradation_changes_what_is_restored(codec, tiny_daclip):
@@ -76,6 +75,25 @@ def test_a_picture_changes_as_far_as_it_is_sure_that_something_is_wrong(codec, t
         assert torch.equal(system.enhance(decoded, level), whole)
     batch = system.prefiltered(x[None])
     assert torch.equal(batch[0], before.clamp(0, 1)), "in training the prefilter is not held back"
+
+
+def test_tones_change_as_far_as_it_is_sure_that_they_are_wrong(codec, tiny_daclip):
+    class Brighter(torch.nn.Module):
+        level_conditioned = False
+
+        def __init__(self, light):
+            super().__init__()
+            self.light = light
+
+        def forward(self, x, level=None, context=None):
+            return x + self.light + 0.02 * torch.sign(x - x.mean())
+
+    x = 0.2 + 0.5 * picture(48, 64)[None]
+    for tonal, light, part in [(0.0, 0.2, 0.0), (0.0, 0.0, 1.0), (sum(SURE) / 2, 0.2, 0.5), (0.9, 0.2, 1.0)]:
+        system = LLICM(None, restorer := Brighter(light), sure(tiny_daclip, 0.9, tonal))
+        assert torch.allclose(system.enhance(x), x + part * (restorer(x) - x), atol=2e-3)
+        assert system.share == pytest.approx(part, abs=0.02)
+        assert torch.equal(system.enhance(x, hints=["hazy"]), restorer(x)), "a hint is believed"
 
 
 def test_the_user_knows_better_than_the_conditioner(codec, tiny_daclip):

@@ -14,7 +14,7 @@ from llicm.vlm.conditioner import (
     load_conditioner,
     save_conditioner,
 )
-from llicm.vlm.recognition import accuracy, fit_judge, recognise_all, tiles
+from llicm.vlm.recognition import accuracy, recognise_all, tiles
 
 
 def test_tiles_are_central_and_do_not_overlap():
@@ -48,7 +48,11 @@ def test_a_judge_tells_clean_pictures_from_others_and_says_how_surely(tiny_dacli
     ideal = ideal.repeat_interleave(5, 3)
     dark = 0.2 * ideal
     words = conditioner.recognise(torch.cat([ideal, dark]))
-    fit_judge(conditioner, [(ideal[:16], torch.zeros(16)), (dark[:4], torch.ones(4)), (dark[4:16], torch.ones(12))])
+    conditioner.fit_judge(
+        [(ideal[:16], torch.zeros(16).long()), (dark[:4], torch.ones(4).long()), (dark[4:16], torch.ones(12).long())],
+        ["low-light"],
+        0,
+    )
     clean, not_clean = (conditioner.recognise(part[16:])[:, WORDS.index("clean")] for part in (ideal, dark))
     assert clean.min() > 0.8 and not_clean.max() < 0.2
     judged = conditioner.recognise(torch.cat([ideal, dark]))

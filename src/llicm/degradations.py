@@ -29,8 +29,8 @@ from llicm.errors import UserError
 from llicm.limits import as_pictures
 
 __all__ = [
-    "CLEAN", "DEGRADATIONS", "IN_ORDER", "LEVELS", "camera_noise", "degrade", "degrade_at_once", "linear_to_srgb",
-    "srgb_to_linear",
+    "CLEAN", "DEGRADATIONS", "IN_ORDER", "LEVELS", "TONAL", "camera_noise", "degrade", "degrade_at_once",
+    "linear_to_srgb", "srgb_to_linear",
 ]  # fmt: skip
 
 # word -> parameter -> its value at severity 0, 0.5, 1
@@ -74,6 +74,9 @@ LEVELS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
         "width": (4.0, 8.0, 14.0),  # width of a stroke, pixels
     },
 }
+
+TONAL = ("hazy", "low-light", "rainy", "snowy", "shadowed")
+"""What changes the light of large parts of a picture, be it by a veil."""
 
 _Levels = dict[str, Tensor]  # of each image, (N,) float64 on the processor: one rounding, whatever is made of them
 

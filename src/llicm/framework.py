@@ -26,13 +26,16 @@ from llicm.codec.learned import coding
 from llicm.degradations import CLEAN
 from llicm.images import quantize8
 from llicm.limits import as_pictures, check_finite, keep_grey
-from llicm.vlm.clip import WORDS
 from llicm.vlm.conditioner import Conditioner, Oracle
 from llicm.vlm.context import Context
 
-SURE = (0.1, 0.4)
+SURE = (0.4, 0.8)
 """Up to which probability that something is wrong with it a picture is left as it is, and from which on it is restored
 wholly; between them smoothly more. How they were chosen: docs/harm.md."""
+
+TONE = (0.02, 0.05)
+"""From which shift of a channel's mean on restoring needs to be sure that it is the tones that are wrong, and from
+which on wholly."""
 
 Hints = Sequence[str | None]
 """For each image of a batch its degradation in words, or None to have it detected."""
@@ -67,6 +70,7 @@ class LLICM(nn.Module):
         self.restorer: Any = restorer
         self.prefilter: Any = prefilter
         self.conditioner: Any = conditioner
+        self.share: Tensor | None = None  # how far pictures were restored the last time, (N,)
 
     def forward(
         self, x: Tensor, level: Tensor | None = None, hints: Hints | None = None, ideal: Tensor | None = None,
@@ -111,7 +115,8 @@ class LLICM(nn.Module):
     ) -> Tensor:  # fmt: skip
         """X̂ (N, 3, H, W) to X̂_H, which is grey where X̂ is.
 
-        X̂_H departs from X̂ no farther than the conditioner is sure that something is wrong (see `sureness`).
+        X̂_H departs from X̂ no farther than the conditioner is sure that something is wrong (see `sureness`); where
+        that changes the tones, than it is sure that they are.
 
         Args:
             level: (N,) the relative level in [0, 1]; None if never compressed.
@@ -123,18 +128,17 @@ class LLICM(nn.Module):
         """
         return self._carefully(self.restorer, as_pictures(decoded), level, hints, strength)
 
-    def sureness(self, context: Context, hints: Hints | None = None) -> Tensor:
-        """How surely something is wrong with pictures of this context, (N,) from 0 to 1: how far restoring may go.
+    def sureness(self, image: Tensor, context: Context, hints: Hints | None = None) -> tuple[Tensor, Tensor]:
+        """How surely something is wrong with pictures (N, 3, H, W), and with their tones, each (N,) from 0 to 1.
 
-        0 where the conditioner is sure that nothing is, 1 where something may well be (see `SURE`). A hint is sure: 0
-        for "clean", 1 for others.
+        0 where the conditioner finds it unlikely, 1 where it is likely enough (see `SURE`). A hint is sure: 0 for
+        "clean", 1 for others.
         """
-        found = 1 - self.conditioner.probabilities(context)[:, WORDS.index(CLEAN)]
-        share = ((found - SURE[0]) / (SURE[1] - SURE[0])).clamp(0, 1)
+        wrong, tones = (_between(found, *SURE) for found in self.conditioner.judged(image, context))
         for row, hint in enumerate(hints or []):
             if hint:
-                share[row] = float(hint != CLEAN)
-        return share.square() * (3 - 2 * share)
+                wrong[row], tones[row] = float(hint != CLEAN), 1.0
+        return wrong, tones
 
     def prefiltered(self, x: Tensor, hints: Hints | None = None, strength: float = 1.0) -> Tensor:
         """What is coded: X (N, 3, H, W) or (3, H, W) itself, or X_r, X as the prefilter restores it, in [0, 1].
@@ -198,18 +202,27 @@ class LLICM(nn.Module):
     def _carefully(
         self, restorer: Any, image: Tensor, level: Tensor | None, hints: Hints | None, strength: float
     ) -> Tensor:  # fmt: skip
-        """Pictures (N, 3, H, W) restored as far as it is sure that they need it."""
+        """Pictures (N, 3, H, W) restored as far as it is sure that they need it; `share` (N,) says how far that was.
+
+        Where restoring changes the tones, it must be sure that these are wrong: the worst that it can do to a picture
+        is to clear a mist that is meant, or to light a night.
+        """
         if restorer is None:
+            self.share = None
             return image
         image = image.to(next(restorer.parameters(), image).device)
         level = None if level is None else level.to(image.device)
         context = self._context(image, hints)
-        share = image.new_full((len(image),), strength)
+        share, tones = image.new_full((len(image),), strength), image.new_ones(len(image))
         if isinstance(self.conditioner, Conditioner) and context is not None:
-            share = share * self.sureness(context, hints)
+            wrong, tones = self.sureness(image, context, hints)
+            share = share * wrong
+        self.share = share
         if not share.any():
             return image
         restored = check_finite(restorer(image, level, context), "the restored picture")
+        shift = _between((restored - image).mean((2, 3)).abs().amax(1), *TONE)
+        self.share = share = share * (1 - shift * (1 - tones))
         if (share < 1).any():
             restored = torch.lerp(image, restored, share.view(-1, 1, 1, 1))
         return keep_grey(restored, image)
@@ -219,3 +232,9 @@ class LLICM(nn.Module):
 
     def _context(self, image: Tensor, hints: Hints | None) -> Context | None:
         return None if self.conditioner is None else self.conditioner(image.detach(), hints)
+
+
+def _between(value: Tensor, low: float, high: float) -> Tensor:
+    """0 up to `low`, 1 from `high` on, and smoothly more between them."""
+    share = ((value - low) / (high - low)).clamp(0, 1)
+    return share.square() * (3 - 2 * share)

@@ -127,7 +127,7 @@ def _measured(plan: Plan, task: str, pair: Pair, extra: bool) -> dict:
                 with clock("probes"):
                     values["kept"] = kept_energy(coded.decoded, pair.degraded, pair.ideal)
                     if runner.network is not None:
-                        values["bpp_estimated"] = estimated_bpp(runner.network, coded.source, level)
+                        values["bpp_estimated"] = estimated_bpp(runner.network, coded.source.to(plan.device), level)
             if task == CLEAN and method.codec != "raw" and method.order != "alone":
                 with clock("probes"):
                     plain = runner.plain.run(pair.degraded, level, task, memo).output

@@ -161,21 +161,19 @@ def _rate(size: int, pixels: int) -> str:
     return f"{size} bytes  {8 * size / pixels:.3f} bpp"
 
 
-def _verdict(system: "LLICM", photo: "Tensor", task: str | None, strength: float) -> str:
+def _verdict(system: "LLICM", photo: "Tensor", task: str | None) -> str:
     """What is wrong with a photo (3, H, W), how surely, and what came of it: "  hazy 93%, restored"."""
     from llicm.degradations import CLEAN
+    from llicm.framework import SURE
     from llicm.vlm.clip import WORDS
     from llicm.vlm.conditioner import Conditioner
 
-    said, share = f"{task}, " if task else "", strength
-    if isinstance(system.conditioner, Conditioner):
-        context = system.conditioner(photo[None], [task])
-        sure = float(system.sureness(context, [task]))
-        share *= sure
-        if not task:  # the word that restoring acts on
-            likely = dict(zip(WORDS, system.conditioner.probabilities(context)[0].tolist(), strict=True))
-            word = max((word for word in WORDS if (word == CLEAN) is (sure < 0.005)), key=lambda word: likely[word])
-            said = f"{word} {likely[word]:.0%}, "
+    said, share = f"{task}, " if task else "", 1.0 if system.share is None else float(system.share)
+    if isinstance(system.conditioner, Conditioner) and not task:
+        likely = dict(zip(WORDS, system.conditioner.recognise(photo[None])[0].tolist(), strict=True))
+        clean = likely[CLEAN] >= 1 - SURE[0]
+        word = max((word for word in WORDS if (word == CLEAN) is clean), key=lambda word: likely[word])
+        said = f"{word} {likely[word]:.0%}, "
     part = f"restored by {share:.0%}" if share >= 0.005 else "left as it is"
     return f"  {said}{'restored' if share == 1 else part}"
 
@@ -257,7 +255,7 @@ def compress(
             if len(data) < _CLOSE * allowed:
                 why = "the highest level needs no more" if reached >= top else "no level comes closer"
                 print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
-        said = _verdict(system, x, task, strength) if restores else ""
+        said = _verdict(system, x, task) if restores else ""
         return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}{said}"
 
     _convert(jobs, force, work)
@@ -304,7 +302,7 @@ def decompress(
         if as_captured:
             return system.codec.decompress(data)[0], ""
         decoded, enhanced = system.decompress(data, task, strength)
-        return enhanced, "  restored before" if before else _verdict(system, decoded, task, strength)
+        return enhanced, "  restored before" if before else _verdict(system, decoded, task)
 
     _convert_to_images(make, inputs, output, wanted, force, streams=True)
 
@@ -350,7 +348,7 @@ def restore(
         system, x = loaded(), files.read_photo(job.source)
         with no_grad():
             restored = system.enhance(x[None], None, [task], strength)[0].clamp(0, 1)
-        return restored, _verdict(system, x, task, strength)
+        return restored, _verdict(system, x, task)
 
     _convert_to_images(make, inputs, output, wanted, force, ".restored", quality=quality, bpp=bpp, size=size)
 

@@ -29,6 +29,7 @@ __all__ = ["DEGRADATION_WORDS", "WORDS", "degradation_text", "make_clip", "model
 DEGRADATION_WORDS = tuple(DEGRADATIONS)
 WORDS = (*DEGRADATION_WORDS, CLEAN)  # that the mini model learns and a conditioner chooses from
 THIN = 16  # times as long as wide
+_MAX_WINDOWS = 3  # along a side
 
 
 def degradation_text(words: Iterable[str]) -> str:
@@ -91,6 +92,21 @@ def _transform(size: tuple[int, int]) -> Callable[[Image.Image], Tensor]:
     import open_clip
 
     return open_clip.image_transform(size, is_train=False)
+
+
+def windows(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut an image (3, H, W) into at most 3 x 3 evenly spaced windows of `size`: (K, 3, h, w).
+
+    An image that is smaller along either side is returned whole, (1, 3, H, W).
+    """
+    if image.shape[1] < size[0] or image.shape[2] < size[1]:
+        return image[None]
+    corners = []
+    for side, part in zip(image.shape[1:], size, strict=True):
+        count = min(-(-side // part), _MAX_WINDOWS)
+        corners.append([round(i * (side - part) / max(count - 1, 1)) for i in range(count)])
+    h, w = size
+    return torch.stack([image[:, top : top + h, left : left + w] for top in corners[0] for left in corners[1]])
 
 
 def preprocess(images: Tensor, size: int | tuple[int, int] = 224) -> Tensor:

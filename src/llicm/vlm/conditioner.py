@@ -16,32 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llicm import weights
-from llicm.degradations import CLEAN
+from llicm.degradations import CLEAN, TONAL
 from llicm.errors import UserError
 from llicm.limits import as_pictures
 from llicm.vlm.checkpoint import check_layout, load_daclip, without_drawing
-from llicm.vlm.clip import WORDS, degradation_text, preprocess, tokenize
+from llicm.vlm.clip import WORDS, degradation_text, preprocess, tokenize, windows
 from llicm.vlm.context import Context
 from llicm.vlm.daclip import DACLIP, make_daclip
+from llicm.vlm.judge import Judge, features
 
 VIEWS = ("whole", "windows")
-_MAX_WINDOWS = 3  # along a side
 _WITHOUT_TEXT = ("clip.visual.", "clip.logit_scale", "controller.", "logit_scale")  # all weights but the text tower's
-
-
-def windows(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut an image (3, H, W) into at most 3 x 3 evenly spaced windows of `size`: (K, 3, h, w).
-
-    An image that is smaller along either side is returned whole, (1, 3, H, W).
-    """
-    if image.shape[1] < size[0] or image.shape[2] < size[1]:
-        return image[None]
-    corners = []
-    for side, part in zip(image.shape[1:], size, strict=True):
-        count = min(-(-side // part), _MAX_WINDOWS)
-        corners.append([round(i * (side - part) / max(count - 1, 1)) for i in range(count)])
-    h, w = size
-    return torch.stack([image[:, top : top + h, left : left + w] for top in corners[0] for left in corners[1]])
 
 
 class Conditioner(nn.Module):
@@ -53,14 +38,14 @@ class Conditioner(nn.Module):
             "windows" for the mean embedding of windows in full resolution, which keeps fine traces such as noise.
         vocabulary: texts with their embeddings (width,), for a model that comes without its text tower; it then takes
             no other text.
-        judge: (2 width + 1,), what tells clean pictures from others (see `llicm.vlm.recognition.fit_judge`), or None.
+        judge: what tells clean pictures from others, or None.
 
     Raises:
         UserError: no such view.
     """
 
     def __init__(
-        self, model: DACLIP, view: str, vocabulary: dict[str, Tensor] | None = None, judge: Tensor | None = None
+        self, model: DACLIP, view: str, vocabulary: dict[str, Tensor] | None = None, judge: Judge | None = None
     ):  # fmt: skip
         super().__init__()
         if view not in VIEWS:
@@ -68,7 +53,7 @@ class Conditioner(nn.Module):
         self.model, self.view = model.requires_grad_(False).eval(), view
         self._known: dict[str, Tensor] = dict(vocabulary or {})
         self.closed = vocabulary is not None  # no text tower
-        self.judge = judge
+        self.judge = None if judge is None else judge.requires_grad_(False).eval()
 
     @property
     def width(self) -> int:
@@ -104,6 +89,18 @@ class Conditioner(nn.Module):
             degradation[list(given)] = self.text(given.values()).to(degradation)
         return Context(degradation, content)
 
+    def fit_judge(self, batches: Iterable[tuple[Tensor, Tensor]], tasks: Sequence[str], seed: int) -> None:
+        """Give the model a judge, fitted to what it makes of some pictures.
+
+        Args:
+            batches: pictures (N, 3, H, W) in [0, 1] as decoders see them, and what is wrong with each, (N,) int64: 0
+                for nothing, 1 for the first of the tasks.
+            tasks: degradation words.
+        """
+        seen = [(features(pictures, self(pictures)), kind) for pictures, kind in batches]
+        found, kind = (torch.cat(part) for part in zip(*seen, strict=True))
+        self.judge = Judge(self.width, [task in TONAL for task in tasks]).fit(found, kind, seed)
+
     @torch.no_grad()
     def text(self, words: Iterable[str]) -> Tensor:
         """Embeddings of degradations in words, (N, width), to stand in for `Context.degradation`.
@@ -123,30 +120,37 @@ class Conditioner(nn.Module):
             self._known |= dict(zip(new, self.model.encode_text(tokens), strict=True))
         return torch.stack([self._known[word].to(self.model.logit_scale.device) for word in words])
 
-    def recognise(self, decoded: Tensor, words: Sequence[str] = WORDS) -> Tensor:
-        """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1."""
-        return self.probabilities(self(decoded), words)
-
     @torch.no_grad()
-    def probabilities(self, context: Context, words: Sequence[str] = WORDS) -> Tensor:
-        """Probability of each word for pictures of this context: (N, len(words)), rows sum to 1.
+    def recognise(self, decoded: Tensor, words: Sequence[str] = WORDS, context: Context | None = None) -> Tensor:
+        """Probability of each word for X̂ (N, 3, H, W): (N, len(words)), rows sum to 1.
 
         Zero-shot, scale 100; but whether anything is wrong at all, the word "clean", is for the judge, if there is one.
+
+        Args:
+            context: of X̂, if it is known already.
         """
-        assert context.degradation is not None
-        degradation = F.normalize(context.degradation, dim=-1)
-        scores = 100 * degradation @ F.normalize(self.text(words), dim=-1).T
+        context = self(decoded) if context is None else context
+        scores = self._scores(context, words)
         if self.judge is None or CLEAN not in words:
             return scores.softmax(-1)
         clean = torch.tensor([word == CLEAN for word in words], device=scores.device)
-        judge = self.judge.to(scores)
-        wrong = (judged(context) @ judge[:-1, None] + judge[-1]).sigmoid()
+        wrong = self.judge(decoded, context)[:, :1]
         return torch.where(clean, 1 - wrong, wrong * scores.masked_fill(clean, -torch.inf).softmax(-1))
 
+    @torch.no_grad()
+    def judged(self, decoded: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Probability that anything is wrong with X̂ (N, 3, H, W), and that it is of a kind that changes tones, each
+        (N,); by the words where there is no judge."""
+        if self.judge is not None:
+            wrong, tonal = self.judge(decoded, context).T
+            return wrong, tonal
+        found = self._scores(context, WORDS).softmax(-1)
+        return 1 - found[:, WORDS.index(CLEAN)], found[:, [WORDS.index(word) for word in TONAL]].sum(1)
 
-def judged(context: Context) -> Tensor:
-    """What a conditioner's judge looks at: both embeddings at length 1, (N, 2 width)."""
-    return torch.cat([F.normalize(embedding, dim=-1) for embedding in context if embedding is not None], -1)
+    def _scores(self, context: Context, words: Sequence[str]) -> Tensor:
+        assert context.degradation is not None
+        degradation = F.normalize(context.degradation, dim=-1)
+        return 100 * degradation @ F.normalize(self.text(words), dim=-1).T
 
 
 class Oracle(nn.Module):
@@ -207,7 +211,8 @@ def conditioner_state(conditioner: Conditioner) -> tuple[dict[str, Tensor], dict
 
 
 def _judge(conditioner: Conditioner) -> dict[str, Tensor]:
-    return {} if conditioner.judge is None else {"judge": conditioner.judge}
+    judge = {} if conditioner.judge is None else conditioner.judge.state_dict()
+    return {f"judge.{name}": value for name, value in judge.items()}
 
 
 def conditioner_from(state: dict[str, Tensor], config: dict, source: str | Path = "conditioner") -> Conditioner:
@@ -223,13 +228,15 @@ def conditioner_from(state: dict[str, Tensor], config: dict, source: str | Path 
     shapes = {n: v.shape for n, v in model.state_dict().items() if texts is None or n.startswith(_WITHOUT_TEXT)}
     if texts is not None:
         shapes["words"] = torch.Size([len(texts), config["clip"]["embed_dim"]])
-    if "judge" in state:
-        shapes["judge"] = torch.Size([2 * config["clip"]["embed_dim"] + 1])
-    check_layout(state, shapes, source)
-    own = {name: value for name, value in state.items() if name not in ("words", "judge")}
+    judge = Judge(config["clip"]["embed_dim"], [False] * len(state["judge.sums"])) if "judge.sums" in state else None
+    given = {} if judge is None else judge.state_dict()
+    check_layout(state, shapes | {f"judge.{name}": value.shape for name, value in given.items()}, source)
+    if judge is not None:
+        judge.load_state_dict({name: state[f"judge.{name}"] for name in given})
+    own = {name: value for name, value in state.items() if name != "words" and not name.startswith("judge.")}
     model.load_state_dict(own, strict=texts is None)
     vocabulary = None if texts is None else dict(zip(texts, state["words"], strict=True))
-    return Conditioner(model, config["view"], vocabulary, state.get("judge"))
+    return Conditioner(model, config["view"], vocabulary, judge)
 
 
 def save_conditioner(conditioner: Conditioner, folder: Path) -> None:

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from llicm.codec.conventional import CONVENTIONAL
 from llicm.data.photo import Photo
 from llicm.data.stream import Batch, PairStream
-from llicm.degradations import CLEAN
+from llicm.degradations import CLEAN, linear_to_srgb, srgb_to_linear
 from llicm.errors import UserError
 from llicm.files import json_text
 from llicm.registry import Codec
@@ -35,7 +35,6 @@ from llicm.vlm.clip import WORDS, degradation_text, make_clip, preprocess, token
 from llicm.vlm.conditioner import Conditioner
 from llicm.vlm.daclip import DACLIP, MAX_LOGIT_SCALE
 from llicm.vlm.losses import contrastive_loss, daclip_losses, text_labels
-from llicm.vlm.recognition import fit_judge
 
 __all__ = ["compressed", "mini_config", "train_mini", "with_judge"]
 
@@ -153,23 +152,41 @@ def with_judge(
     conditioner: Conditioner, photos: Sequence[Tensor | Photo], tasks: Sequence[str], *, data: dict,
     severity: Sequence[float], codec: Codec | None, seed: int, batches: int,
 ) -> Conditioner:  # fmt: skip
-    """The conditioner with a judge (see `fit_judge`), fitted to so many batches of 16 crops, half of them clean.
+    """The conditioner with a judge (see `llicm.vlm.judge`), fitted to so many batches of 16 crops, half of them clean.
+
+    Crops are one to three times as large as what the model looks at; half of the batches are as captured, the others as
+    `compressed`. Two in five clean crops are dimmed or paled, and clean all the same: not all that is dim is too dark.
 
     Args: as of `train_mini`.
     """
     words, (low, high) = [word for task in tasks for word in (task, CLEAN)], severity
-    stream = PairStream(
-        photos, words, 2 * conditioner.model.image_size[0], 16, seed, data["dead_leaves_share"], (low, high),
-        data["pool"], data["refresh"], mixed=data["mixed"], graphics_share=data.get("graphics_share", 0.0),
-    )  # fmt: skip
+    streams = [
+        PairStream(
+            photos, words, size * conditioner.model.image_size[0], 16, seed + size, data["dead_leaves_share"],
+            (low, high), data["pool"], data["refresh"], mixed=data["mixed"],
+            graphics_share=data.get("graphics_share", 0.0),
+        )
+        for size in (1, 2, 3)
+    ]  # fmt: skip
 
     def seen(step: int) -> tuple[Tensor, Tensor]:
-        batch = stream.batch(step)
-        wrong = torch.tensor([words[task] != CLEAN for task in batch.task.tolist()])
-        return compressed(batch.degraded, codec, Generator().manual_seed(seed * 1_000_003 + step)), wrong
+        batch, generator = streams[step % 3].batch(step), Generator().manual_seed(seed * 1_000_003 + step)
+        kind = torch.where(batch.task % 2 == 0, batch.task // 2 + 1, 0)
+        pictures = toned(batch.degraded, (kind == 0) & (torch.rand(16, generator=generator) < 0.4), generator)
+        return pictures if step % 2 else compressed(pictures, codec, generator), kind
 
-    fit_judge(conditioner, map(seen, range(batches)))
+    conditioner.fit_judge(map(seen, range(batches)), tasks, seed)
     return conditioner
+
+
+def toned(images: Tensor, rows: Tensor, generator: Generator) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] of which `rows` (N,) are dimmer, with 0.4 to 1 of their light, or paler, behind up
+    to 0.15 of a bright veil."""
+    u = torch.rand(3, len(images), 1, 1, 1, generator=generator)
+    veil = torch.where(u[0] < 0.5, 0, 0.15 * u[1])
+    light = torch.where(u[0] < 0.5, 0.4 + 0.6 * u[1], 1 - veil)
+    tone = linear_to_srgb(srgb_to_linear(images) * light + veil * (0.7 + 0.3 * u[2]))
+    return torch.where(rows.view(-1, 1, 1, 1), tone, images)
 
 
 class _Training:

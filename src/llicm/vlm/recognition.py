@@ -2,19 +2,18 @@
 """How well the conditioner recognises degradations in decoded images it has never seen."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from llicm.degradations import CLEAN, degrade
 from llicm.registry import Codec
 from llicm.vlm.clip import WORDS
-from llicm.vlm.conditioner import Conditioner, judged
+from llicm.vlm.conditioner import Conditioner
 
-__all__ = ["accuracy", "fit_judge", "recognise_all", "tiles"]
+__all__ = ["accuracy", "recognise_all", "tiles"]
 
 
 def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
@@ -30,35 +29,6 @@ def tiles(photos: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
                     :, top + r * height : top + (r + 1) * height, left + c * width : left + (c + 1) * width
                 ]
     return out
-
-
-def fit_judge(conditioner: Conditioner, batches: Iterable[tuple[Tensor, Tensor]], decay: float = 5e-5) -> None:
-    """Give the conditioner a judge: how surely something is wrong with a picture.
-
-    Words are told apart by a contrast of pictures with words, which knows little of what a clean picture may look like
-    and is sure of everything: of clean wallpapers, 1 in 30 was called clean. The judge is a logistic regression on the
-    same embeddings, so its probabilities mean what they say.
-
-    Args:
-        batches: pictures (N, 3, H, W) in [0, 1] as decoders see them, and whether something is wrong with each (N,).
-            Clean and other pictures count the same, however many there are.
-        decay: of the squared weights.
-    """
-    seen = [(judged(conditioner(pictures)), wrong) for pictures, wrong in batches]
-    x, y = torch.cat([x for x, _ in seen]).double(), torch.cat([wrong for _, wrong in seen]).double()
-    share = torch.where(y > 0, y.mean(), 1 - y.mean())
-    judge = x.new_zeros(x.shape[1] + 1).requires_grad_()
-    optimizer = torch.optim.LBFGS([judge], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        off = F.binary_cross_entropy_with_logits(x @ judge[:-1] + judge[-1], y, 0.5 / share)
-        total = off + decay * judge[:-1].square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    conditioner.judge = judge.detach().float()
 
 
 @torch.no_grad()
