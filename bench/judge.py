@@ -25,13 +25,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photos")
     parser.add_argument("--every", type=int, default=1, help="use each so manieth photo")
-    parser.add_argument("--batches", type=int, default=80, help="of 16 crops, half of them clean")
+    parser.add_argument("--batches", type=int, default=400, help="of 16 crops, half of them clean")
     a = parser.parse_args()
     torch.set_num_threads(1)
     parameters, system = load(ROOT / "params.yaml"), load_model(a.model)
     photos = [Photo(as_bytes(read_image(path))) for folder in a.photos for path in list_images(folder)[:: a.every]]
     with_judge(
-        system.conditioner, photos, parameters.tasks, data=parameters.data.model_dump(), severity=(0.2, 1.0),
+        system.conditioner, photos, parameters.tasks, data=parameters.data.model_dump(), severity=(0.1, 1.0),
         codec=system.codec, seed=1, batches=a.batches,
     )  # fmt: skip
     save_model(system, a.out)
