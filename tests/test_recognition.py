@@ -14,6 +14,7 @@ from llicm.vlm.conditioner import (
     load_conditioner,
     save_conditioner,
 )
+from llicm.vlm.judge import STATISTICS, statistics
 from llicm.vlm.recognition import accuracy, recognise_all, tiles
 
 
@@ -122,3 +123,20 @@ def test_what_the_conditioner_is_shown(tiny_daclip, monkeypatch):
         assert torch.equal(shown[2], (shown[0] - 0.5).clamp(0, 1))
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(seen[0], DEGRADATIONS[WORDS[0]](tile[None], 0.5, generator))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 600), (3, 9), (40, 40), (300, 500)])
+def test_a_judge_can_look_at_pictures_of_every_size(size):
+    numbers = statistics(torch.rand(3, *size, generator=torch.Generator().manual_seed(0)))
+    assert numbers.shape == (STATISTICS,) and numbers.isfinite().all()
+
+
+def test_what_a_judge_sees_of_haze_darkness_and_noise():
+    x = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0)).repeat_interleave(16, 1)
+    x = x.repeat_interleave(16, 2)
+    plain, hazy, dark, noisy = (
+        statistics(picture) for picture in (x, 0.4 + 0.6 * x, 0.3 * x, (x + 0.05 * torch.randn(x.shape)).clamp(0, 1))
+    )
+    darkest, brightest, fine = 0, 10, slice(-48, -44)  # of luma; second derivatives at full resolution
+    assert hazy[darkest] > plain[darkest] + 0.2 and dark[brightest] < plain[brightest] - 0.4
+    assert (noisy[fine] > plain[fine]).sum() >= 2 and noisy[fine][0] > plain[fine][0] + 1
