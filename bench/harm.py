@@ -10,6 +10,7 @@ Photos are those of the folders; beside them there are 60 generated graphics. Al
 import argparse
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -36,16 +37,26 @@ KEYS = ("set", "picture", "task", "severity", "level")  # of a point
 
 
 @torch.no_grad()
-def measure(system: LLICM, ideal: Tensor, x: Tensor, level: float) -> dict:
-    """PSNR without restoring, restored as far as the recogniser is sure, and restored wholly; and how surely something
-    is wrong with what it is restored from."""
+def measure(system: LLICM, ideal: Tensor, x: Tensor, levels: list[float]) -> Iterator[tuple[float, dict]]:
+    """Of each level the PSNR without restoring, restored as far as the recogniser is sure, and restored wholly; and how
+    surely something is wrong with what it is restored from."""
     free = LLICM(codec := system.codec, system.restorer, system.conditioner, system.prefilter)
     free.sureness = lambda image, context, hints=None: (x.new_ones(1), x.new_ones(1))  # type: ignore[method-assign]
-    values = {"plain": codec.decompress(codec.compress(x, level))[0]}
-    values |= {name: s.decompress(s.compress(x, level))[1] for name, s in (("bounded", system), ("whole", free))}
-    looked = values["plain"] if system.prefilter is None else x
-    wrong = 1 - system.conditioner.recognise(looked[None])[0, WORDS.index(CLEAN)]
-    return {name: psnr(quantize8(value), ideal) for name, value in values.items()} | {"wrong": float(wrong)}
+    once = system.restorer is system.prefilter
+    bounded, whole = (s.prefiltered(x) for s in (system, free))
+    for level in levels:
+        plain = codec.decompress(codec.compress(x, level))[0]
+        values = {"plain": plain}
+        for name, own, source in (("bounded", system, bounded), ("whole", free, whole)):
+            if once and torch.equal(source, x):  # nothing was restored
+                values[name] = plain
+            elif once and name == "whole" and torch.equal(source, bounded):
+                values[name] = values["bounded"]
+            else:
+                values[name] = own.decompress(own.encode(source, level))[1]
+        looked = plain if system.prefilter is None else x
+        wrong = 1 - system.conditioner.recognise(looked[None])[0, WORDS.index(CLEAN)]
+        yield level, {name: psnr(quantize8(value), ideal) for name, value in values.items()} | {"wrong": float(wrong)}
 
 
 def pictures(folders: list[Path], crop: int) -> list[tuple[str, str, Tensor]]:
@@ -105,19 +116,20 @@ def main() -> None:
     points = {tuple(p[k] for k in KEYS): p for p in kept["points"]} if same else {}
     found = pictures(a.photos, a.crop)
     photos = [picture for picture in found if picture[0] != "graphics"]
-    jobs = [(*picture, CLEAN, 0.0, level) for picture in found for level in levels]
+    jobs = [(*picture, CLEAN, 0.0, levels) for picture in found]
     for picture in photos[:: max(len(photos) // a.degraded, 1)][: a.degraded]:
-        jobs += [(*picture, task, s, level) for task in tasks for s in SEVERITIES for level in levels[::2]]
-    for group, name, ideal, task, severity, level in jobs:
-        key = (group, name, task, severity, level)
-        if key in points:
+        jobs += [(*picture, task, s, levels[::2]) for task in tasks for s in SEVERITIES]
+    for done, (group, name, ideal, task, severity, wanted) in enumerate(jobs):
+        key = (group, name, task, severity)
+        if all((*key, level) in points for level in wanted):
             continue
         x = ideal
         if task != CLEAN:
             x = quantize8(degrade(task, ideal[None], severity, Generator().manual_seed(stable_seed(task, name)))[0])
-        points[key] = dict(zip(KEYS, key, strict=True)) | measure(system, ideal, x, level)
-        if len(points) % 50 == 0:
-            print(len(points), "of", len(jobs), flush=True)
+        for level, values in measure(system, ideal, x, wanted):
+            points[*key, level] = dict(zip(KEYS, (*key, level), strict=True)) | values
+        if done % 10 == 9:
+            print(done + 1, "of", len(jobs), flush=True)
             write_points(model, a.crop, points)
     write_points(model, a.crop, points)
     rows = pd.DataFrame(list(points.values()))
