@@ -87,6 +87,20 @@ def harm(points: pd.DataFrame) -> list[dict]:
     return rows
 
 
+def verdict(points: pd.DataFrame) -> str:
+    """At which levels the goal is reached, in words."""
+    clean = points[points["task"] == CLEAN]
+    lost = (clean["plain"] - clean["bounded"]).groupby(clean["level"])
+    share, worst = lost.apply(lambda change: (change > HARM).mean()), lost.max()
+    few, mild = (
+        ", ".join(f"{v:g}" for v in of.index[of <= most]) or "none" for of, most in ((share, 0.02), (worst, 1))
+    )
+    return (
+        f"The goal is that at most 2% lose more than {HARM} dB, and none more than 1 dB. The share is kept at levels {few} "
+        f"(at most {share.max():.1%} elsewhere), the worst at levels {mild} (at most {worst.max():.1f} dB elsewhere)."
+    )
+
+
 def gains(points: pd.DataFrame) -> list[dict]:
     """A row a task: mean gain in PSNR by severity, with the bound and without."""
     rows = []
@@ -145,7 +159,7 @@ def main() -> None:
         f"{', '.join(f'{level:g}' for level in levels[::2])}: restored as far as it is sure, of what restoring wholly "
         "gains."
     )
-    write_page("harm", [words, table(harm(rows)), more, table(gains(rows))])
+    write_page("harm", [words, table(harm(rows)), verdict(rows), more, table(gains(rows))])
 
 
 def write_points(model: str, crop: int, points: dict) -> None:

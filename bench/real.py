@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published models on pairs with a real degradation. `make real` writes docs/real.json, which docs/real.md shows.
 
-    python bench/real.py [--pictures 16] [--side 192]
+    python bench/real.py [--pictures 16] [--side 384]
 
 The sets must be registered (`llicm data add noisy-polyu FOLDER`, ...). Pictures at equal distances are measured, in the
 middle.
@@ -69,7 +69,7 @@ def run(count: int, side: int, sets: list[str], datasets: Path = ROOT / "dataset
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=int, default=16, help="of each set, at most")
-    parser.add_argument("--side", type=int, default=192, help="pixels a side that are kept, at most")
+    parser.add_argument("--side", type=int, default=384, help="pixels a side that are kept, at most")
     arguments = parser.parse_args()
     try:
         write_json(run(arguments.pictures, arguments.side, SETS), ROOT / "docs" / "real.json")
