@@ -96,8 +96,9 @@ def verdict(points: pd.DataFrame) -> str:
         ", ".join(f"{v:g}" for v in of.index[of <= most]) or "none" for of, most in ((share, 0.02), (worst, 1))
     )
     return (
-        f"The goal is that at most 2% lose more than {HARM} dB, and none more than 1 dB. The share is kept at levels {few} "
-        f"(at most {share.max():.1%} elsewhere), the worst at levels {mild} (at most {worst.max():.1f} dB elsewhere)."
+        f"The goal is that at most 2% lose more than {HARM} dB, and none more than 1 dB. The share is kept at levels "
+        f"{few} (at most {share.max():.1%} elsewhere), the worst at levels {mild} (at most {worst.max():.1f} dB "
+        "elsewhere)."
     )
 
 
