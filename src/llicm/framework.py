@@ -221,7 +221,7 @@ class LLICM(nn.Module):
         if not share.any():
             return image
         restored = check_finite(restorer(image, level, context), "the restored picture")
-        shift = _between((restored - image).mean((2, 3)).abs().amax(1), *TONE)
+        shift = _between((restored.mean((2, 3)) - image.mean((2, 3))).abs().amax(1), *TONE)
         self.share = share = share * (1 - shift * (1 - tones))
         if (share < 1).any():
             restored = torch.lerp(image, restored, share.view(-1, 1, 1, 1))

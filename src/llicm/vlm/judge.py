@@ -95,7 +95,8 @@ def statistics(picture: Tensor) -> Tensor:
     """Quantiles (`STATISTICS`,) of the tones of a picture (3, H, W) in [0, 1], reduced to 256 pixels, and of its edges
     and second derivatives, in windows at full resolution."""
     height, width = picture.shape[1:]
-    picture = F.pad(picture, (0, max(8 - width, 0), 0, max(8 - height, 0)), mode="replicate")
+    if min(height, width) < 8:
+        picture = F.pad(picture, (0, max(8 - width, 0), 0, max(8 - height, 0)), mode="replicate")
     small, scale = picture[None], _SIDE / max(picture.shape[1:])
     if scale < 1:
         small = F.interpolate(small, [max(round(scale * side), 1) for side in picture.shape[1:]], mode="area")
