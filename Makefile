@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke paper bench safety memory exactness rate effort harm real clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke paper bench safety memory growth exactness rate effort harm real clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -98,6 +98,9 @@ safety: data model ## feed bad files to the decoder (docs/safety.md)
 
 memory: data model ## memory and time of commands for large and thin pictures (docs/memory.md; some 20 minutes)
 	.venv/bin/python bench/memory.py
+
+growth: data model ## how time and memory grow with pixels, images, methods, processes, crops (docs/growth.md; some 10 minutes)
+	.venv/bin/python bench/growth.py
 
 exactness: data model ## decode under other settings; what exactness costs (docs/exactness.md; some 10 minutes)
 	.venv/bin/python bench/exactness.py
