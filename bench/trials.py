@@ -4,8 +4,9 @@
     python bench/trials.py --photos FOLDER ... --test FOLDER --every 3            # all that docs/trials.json lacks
     python bench/trials.py --photos FOLDER ... --test FOLDER --every 3 --only base seed
 
-Rates are the entropy model's estimates on whole clean photos, PSNR is of 8-bit pictures; files of the codec itself are
-within half a percent of such estimates. Points are kept in docs/trials.json; what is there is not trained again. The
+Rates of trained trials are the entropy model's estimates on whole clean photos, PSNR is of 8-bit pictures. `encoder` is
+no training: real files of the codec that studies start from, with a dead zone in its encoder. `--only` without names
+writes the page alone. Points are kept in docs/trials.json; what is there is not trained again. The
 table is put into docs/training-log.md.
 """
 
@@ -282,20 +283,22 @@ def thresholds(images: Sequence[Tensor]) -> dict[str, list[dict]]:
     return found
 
 
-def summary(found: dict[str, Any]) -> str:
-    """The table of all trials that were made."""
-    base = found["base"]
+def summary(found: dict[str, Any]) -> list[str]:
+    """The tables of all that was measured."""
+    base, zones = found["base"], found["encoder"]
     rows = [
         {
             "trial": TRIALS[name][0],
-            "BD-rate": "" if name == "base" else f"{rate(base['points'], trial['points']):+.1f}%",
-            "loss": f"{trial['loss']:.4f}",
-            "weights": f"{trial['parameters'] / 1e6:.2f} M",
-            "CPU time": f"{trial['cpu_seconds_an_update'] / base['cpu_seconds_an_update']:.2f}",
+            "BD-rate": "" if name == "base" else f"{rate(base['points'], found[name]['points']):+.1f}%",
+            "weights": f"{found[name]['parameters'] / 1e6:.2f} M",
+            "CPU time of an update": f"{found[name]['cpu_seconds_an_update'] / base['cpu_seconds_an_update']:.2f}",
         }
-        for name, trial in found.items() if name in TRIALS
+        for name in TRIALS if name in found
     ]  # fmt: skip
-    return table(rows)
+    at_encoder = [
+        {"dead zone of the encoder, steps": zone, "BD-rate": f"{rate(zones['0'], zones[zone]):+.2f}%"} for zone in zones
+    ]
+    return [table(rows), table(at_encoder)]
 
 
 def main() -> None:
@@ -305,20 +308,24 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use each so manieth test photo")
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=4, help="crops of an update")
-    parser.add_argument("--only", nargs="*", choices=sorted(TRIALS), help="these trials; else all")
+    parser.add_argument("--only", nargs="*", choices=["encoder", *TRIALS], help="these; else all")
     parser.add_argument("--points", type=Path, default=POINTS)
     a = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(a.points.read_text(encoding="utf-8")) if a.points.exists() else {}
-    missing = [name for name in (a.only or TRIALS) if name not in found]
-    photos = [photo for photo in read(a.photos if missing else []) if min(photo.shape[1:]) >= 192]
-    images = [photo / 255 for photo in read([a.test])[:: a.every]]
+    missing = [name for name in (["encoder", *TRIALS] if a.only is None else a.only) if name not in found]
+    photos = [photo for photo in read(a.photos if set(missing) & set(TRIALS) else []) if min(photo.shape[1:]) >= 192]
+    images = [photo / 255 for photo in read([a.test] if missing else [])[:: a.every]]
     for name in missing:
-        with patch.object(context, "FIRST_SCALE", (-6 if name == "bound" else -4) * OCTAVE):
-            codec, taken = trained(name, photos, a)
-            found[name] = taken | {"points": curve(codec, images)}
+        if name == "encoder":
+            found[name] = thresholds(images)
+        else:
+            with patch.object(context, "FIRST_SCALE", (-6 if name == "bound" else -4) * OCTAVE):
+                codec, taken = trained(name, photos, a)
+                found[name] = taken | {"points": curve(codec, images)}
         write_json(found, a.points)
-        print(name, found[name], flush=True)
+    if a.points == POINTS:
+        write_page("training-log", summary(found))
 
 
 if __name__ == "__main__":
