@@ -42,7 +42,7 @@ from llicm.transforms import BlockDCT
 from llicm.weights import load_part
 
 POINTS = ROOT / "docs" / "trials.json"
-SMALL = {"N": 32, "M": 192, "features": 96, "lambdas": [0.0006, 0.0016, 0.004, 0.01]}
+WIDTHS = {"N": 48, "M": 192, "features": 128, "lambdas": [0.0006, 0.0016, 0.004, 0.01]}
 DEAD = 0.1  # of a quantiser step
 
 
@@ -93,11 +93,11 @@ class SmallDCT(BlockDCT):
 
 
 class SmallBlocks(ContextCodec):
-    """DCT of 8x8 blocks: the latent at 1/8 of the resolution with a quarter of the coefficients."""
+    """DCT of 8x8 blocks: the latent at 1/8 of the resolution with a quarter of the coefficients, half the features."""
 
     def __init__(self, **arguments: Any):
         M = arguments["M"] // 4
-        super().__init__(**arguments | {"M": M})
+        super().__init__(**arguments | {"M": M, "features": 64})
         N, self.dct = self.config["N"], SmallDCT(M)
         self.g_a = Transform(
             nn.PixelUnshuffle(4), nn.Conv2d(48, N, 3, padding=1), Block(N), nn.Conv2d(N, 2 * N, 2, stride=2),
@@ -197,15 +197,15 @@ def lower(codec: Any) -> None:
 # Name: what it is, the codec, what is done to it, arguments.
 TRIALS: dict[str, tuple[str, type[ContextCodec], Callable[[Any], None], dict]] = {
     "base": ("the codec as it is", ContextCodec, as_it_is, {}),
-    "seed": ("the same, other seed of weights, noise and levels", ContextCodec, as_it_is, {}),
     "lower": ("loop filter: two blocks of 128 channels more, at 1/8", ContextCodec, lower, {}),
     "prefiltered": ("a U-Net like the loop filter in the encoder, before the transform", Prefiltered, as_it_is, {}),
     "mixture": ("mixtures of two Laplace distributions", Mixture, as_it_is, {}),
+    "seed": ("the same, other seed of weights, noise and levels", ContextCodec, as_it_is, {}),
     "dead": ("a dead zone of a tenth of a step, trained through", DeadZone, as_it_is, {}),
     "late": ("the last quarter of the updates on half as many crops of 192", ContextCodec, as_it_is, {}),
     "small": ("DCT of 8x8 blocks, latent at 1/8", SmallBlocks, as_it_is, {}),
-    "bound": ("smallest scale 1/64 of a step in place of 1/16", ContextCodec, as_it_is, {}),
     "pupil": ("encoder taught by the published codec's", Pupil, as_it_is, {}),
+    "bound": ("smallest scale 1/64 of a step in place of 1/16", ContextCodec, as_it_is, {}),
     "deeper": ("loop filter: five blocks at 1/4 in place of two", ContextCodec, deeper, {}),
     "wider": ("loop filter: 48 and 96 channels in place of 32 and 64", ContextCodec, as_it_is, {"loop": 48}),
 }
@@ -216,7 +216,7 @@ def trained(name: str, photos: Sequence[Tensor], a: argparse.Namespace) -> tuple
     _, kind, change, arguments = TRIALS[name]
     seed = int(name == "seed")
     torch.manual_seed(seed)
-    codec: Any = kind(**SMALL | arguments)
+    codec: Any = kind(**WIDTHS | arguments)
     change(codec)
     codec.measure([photo / 255 for photo in photos[:: max(len(photos) // 50, 1)]])
     crops = Growing(photos, a.rows, a.updates * 3 // 4) if name == "late" else Crops(photos, 128, a.rows)
@@ -233,8 +233,8 @@ def trained(name: str, photos: Sequence[Tensor], a: argparse.Namespace) -> tuple
     rows = trainer.run()
     pace = (time.process_time() - began) / a.updates
     size = sum(p.numel() for p in codec.parameters())
-    last = [row["loss"] for row in rows[-5:]]
-    return codec.eval(), {"cpu_seconds_an_update": round(pace, 3), "parameters": size, "loss": float(np.mean(last))}
+    last = round(float(np.mean([row["loss"] for row in rows[-5:]])), 5)
+    return codec.eval(), {"cpu_seconds_an_update": round(pace, 3), "parameters": size, "loss": last}
 
 
 @torch.no_grad()
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, default=ROOT / "data" / "test")
     parser.add_argument("--every", type=int, default=1, help="use each so manieth test photo")
     parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--rows", type=int, default=4, help="crops of an update")
+    parser.add_argument("--rows", type=int, default=6, help="crops of an update")
     parser.add_argument("--only", nargs="*", choices=["encoder", *TRIALS], help="these; else all")
     parser.add_argument("--points", type=Path, default=POINTS)
     a = parser.parse_args()
