@@ -1,7 +1,7 @@
 # make repro: set up and run the default study.  make test: set up and pass the tests.
 # Needs Python 3.11 (or 3.12), git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup data model metrics repro test check lab readme checksums report smoke paper bench safety memory growth exactness rate effort harm real clean verify
+.PHONY: help setup data model metrics repro test check lab readme checksums report smoke paper bench safety memory growth exactness rate effort trials harm real clean verify
 
 VENV := $(CURDIR)/.venv
 READY := .venv/.ready
@@ -72,7 +72,7 @@ readme: $(READY) ## write the README, the documents and the results pages from t
 # README.md of results are rendered, and compared with that
 checksums: ## record the results that are published in git and that no lock covers, for `llicm audit`
 	@git ls-files profiles/study/results results/kodak results/timing docs/denoising.png docs/training-log.md \
-	  docs/conventional.csv docs/context-codec.json docs/real.json docs/theory.png \
+	  docs/conventional.csv docs/context-codec.json docs/trials.json docs/real.json docs/theory.png \
 	  docs/published-study.md $$(git grep -l 'measured:begin' -- 'docs/*.md') | grep -v README.md | LC_ALL=C sort -u \
 	  | xargs md5sum > published.md5
 
@@ -110,6 +110,9 @@ rate: data model ## how close files come to the size asked for (docs/rate.md)
 
 effort: data model ## what encoder effort gains and takes (docs/effort.md; OPTIONS="--model FILE --photos FOLDER")
 	.venv/bin/python bench/effort.py $(OPTIONS)
+
+trials: data model ## short trainings of what the context codec leaves open (docs/training-log.md; an hour; OPTIONS="--photos FOLDER... --test FOLDER")
+	.venv/bin/python bench/trials.py $(OPTIONS)
 
 harm: data model ## what restoring does to clean pictures (docs/harm.md; OPTIONS="--photos FOLDER...")
 	.venv/bin/python bench/harm.py $(OPTIONS)

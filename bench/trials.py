@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short trials of what the context codec leaves open: each changes one thing, all get the same crops and updates.
 
-    python bench/trials.py --photos FOLDER ... --test FOLDER --every 3            # all that docs/trials.json lacks
-    python bench/trials.py --photos FOLDER ... --test FOLDER --every 3 --only base seed
+    python bench/trials.py --photos FOLDER ... --test FOLDER --every 4 --only base seed
 
 Rates of trained trials are the entropy model's estimates on whole clean photos, PSNR is of 8-bit pictures. `encoder` is
-no training: real files of the codec that studies start from, with a dead zone in its encoder. `--only` without names
-writes the page alone. Points are kept in docs/trials.json; what is there is not trained again. The
-table is put into docs/training-log.md.
+no training: real files of the codec that studies start from, with a dead zone in its encoder. Without --only all are
+made, with --only and no name none. Points are kept in docs/trials.json; what is there is not made again. `make trials`
+puts the tables into docs/training-log.md.
 """
 
 import argparse
