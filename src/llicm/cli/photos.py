@@ -246,6 +246,8 @@ def compress(
         # the prefilter and its conditioner run once a photo, however many levels the rate control tries
         restores = system.prefilter is not None and not as_captured
         coded = system.prefiltered(x, [task], strength) if restores else x
+        told, said = _size(x), _verdict(system, x, task) if restores else ""
+        del x  # 12 bytes a pixel
         encode = functools.partial(_encode, system.encode if restores else system.codec.compress, coded, effort)
         allowed = bpp * pixels / 8 if bpp is not None else size
         if allowed is None:
@@ -255,8 +257,7 @@ def compress(
             if len(data) < _CLOSE * allowed:
                 why = "the highest level needs no more" if reached >= top else "no level comes closer"
                 print_note(f"{job.name}: {len(data)} bytes, less than the {int(allowed)} allowed: {why}.")
-        said = _verdict(system, x, task) if restores else ""
-        return data, f"{_size(x)}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}{said}"
+        return data, f"{told}  {_rate(len(data), pixels)}  level {unpack(data).level:.4g}{said}"
 
     _convert(jobs, force, work)
 
