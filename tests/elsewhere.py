@@ -42,6 +42,9 @@ class There(torch.Tensor):
     def new_tensor(self, data: Any) -> torch.Tensor:
         return There(self.here.new_tensor(data))
 
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(torch.tensor(index) if isinstance(index, list) else index)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(torch.tensor(index) if isinstance(index, list) else index, value)
 

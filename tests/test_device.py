@@ -26,6 +26,7 @@ from llicm.parameters import Group
 from llicm.registry import CODECS, RESTORERS
 from llicm.vlm.conditioner import Conditioner, save_conditioner
 from llicm.vlm.daclip import make_daclip
+from llicm.vlm.judge import Judge
 from llicm.vlm.mini import mini_config
 from llicm.weights import save_part
 
@@ -70,8 +71,7 @@ def system() -> LLICM:
     """A whole LL-ICM with an untrained vision-language model and restorers of both kinds."""
     torch.manual_seed(0)
     context = {"degradation": 16, "content": 16}
-    judge = torch.randn(33)
-    conditioner = Conditioner(make_daclip(mini_config(**SMALL_CLIP)), "whole", judge=judge)
+    conditioner = Conditioner(make_daclip(mini_config(**SMALL_CLIP)), "whole", judge=Judge(16, [True, False]))
     first, last = RESTORERS.make(**DIRECT, context=context), RESTORERS.make(**IRSDE, context=context)
     with torch.no_grad():
         for parameter in (*first.parameters(), *last.parameters()):

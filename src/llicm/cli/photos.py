@@ -170,6 +170,7 @@ def _verdict(system: "LLICM", photo: "Tensor", task: str | None) -> str:
 
     said, share = f"{task}, " if task else "", 1.0 if system.share is None else float(system.share)
     if isinstance(system.conditioner, Conditioner) and not task:
+        photo = photo.to(next(system.conditioner.parameters()).device)
         likely = dict(zip(WORDS, system.conditioner.recognise(photo[None])[0].tolist(), strict=True))
         clean = likely[CLEAN] >= 1 - SURE[0]
         word = max((word for word in WORDS if (word == CLEAN) is clean), key=lambda word: likely[word])
