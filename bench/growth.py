@@ -25,7 +25,7 @@ from memory import photo
 from llicm.benchmark.evaluate import Plan, _measure, evaluate_group
 from llicm.data.pairs import read_pairs, write_pairs
 from llicm.data.stream import PairStream
-from llicm.files import write_json
+from llicm.files import json_text, write_json
 from llicm.framework import LLICM
 from llicm.images import read_image
 from llicm.methods import methods_of
@@ -204,7 +204,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         folder, name, given = sys.argv[1:]
         function = processes if name == "processes" else SERIES[name][0]
-        print(json.dumps(once(Path(folder), function, json.loads(given))))
+        print(json_text(once(Path(folder), function, json.loads(given)), None))
         return
     found: dict[str, Any] = {"cores": os.cpu_count(), "series": {}, "processes": {}}
     for name, (_, key, values, unit) in SERIES.items():

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from elsewhere import elsewhere
 from small import CODEC, DIRECT, IRSDE
+from stand_in import elsewhere
 from test_compressai import fresh
 
 from llicm import cli
