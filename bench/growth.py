@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, photos, table, write_page
+from common import ROOT, photos, resident, table, write_page
 from memory import photo
 
 from llicm.benchmark.evaluate import Plan, _measure, evaluate_group
@@ -127,21 +127,15 @@ def _plan(folder: Path, images: int, methods: int) -> tuple[Plan, Path]:
     return Plan(found, folder, ("psnr", "ssim"), folder / "none", folder / "streams"), folder / "pairs"
 
 
-def _resident(name: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
-
-
 def once(folder: Path, function: Callable, given: dict[str, int]) -> dict[str, float]:
     torch.set_num_threads(1)
     warm, work = function(folder, **given)
     warm()
     Path("/proc/self/clear_refs").write_text("5")
-    before, cpu, wall = _resident("VmRSS"), time.process_time(), time.perf_counter()
+    before, cpu, wall = resident("VmRSS"), time.process_time(), time.perf_counter()
     work()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"cpu_s": cpu, "wall_s": wall, "memory_mb": _resident("VmHWM") - before}
+    return {"cpu_s": cpu, "wall_s": wall, "memory_mb": resident("VmHWM") - before}
 
 
 def apart(name: str, **given: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import constriction
 import numpy as np
 import torch
-from common import ROOT, photos, table, write_page
+from common import ROOT, photos, resident, table, write_page
 
 from llicm.codec.bitstream import Bitstream, frame, pack, unpack
 from llicm.codec.entropy import Encoder
@@ -133,7 +133,7 @@ def judge(files: Path, default: bool) -> None:
     codec.decompress(bytes.fromhex(every.pop("good")))
     for kind, cases in every.items():
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        before, worst, outcomes = _memory(), 0.0, {"refused": 0, "image": 0, "other": 0}
+        before, worst, outcomes = resident("VmHWM"), 0.0, {"refused": 0, "image": 0, "other": 0}
         for case in map(bytes.fromhex, cases):
             started = time.process_time()
             try:
@@ -146,14 +146,8 @@ def judge(files: Path, default: bool) -> None:
                 outcome = "other"
             worst = max(worst, time.process_time() - started)
             outcomes[outcome] += 1
-        found[kind] = outcomes | {"seconds": worst, "megabytes": (_memory() - before) / 1e6}
+        found[kind] = outcomes | {"seconds": worst, "megabytes": resident("VmHWM") - before}
     print(json_text(found, None))
-
-
-def _memory() -> float:
-    """Peak of resident memory since `judge` began to count, in bytes."""
-    peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return 1024.0 * int(peak)
 
 
 def measured(codec: LearnedCodec, default: bool, draw: random.Random) -> list[str]:
